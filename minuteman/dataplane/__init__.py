@@ -1,0 +1,1 @@
+"""The kernel's side: programs, maps, pins and links, and the operations that change them."""

@@ -1,0 +1,50 @@
+"""What a dataplane offers to the loop: the kernel's, and the fake that passes the same tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from minuteman.errors import DataplaneError
+from minuteman.model import Counters, Problem
+from minuteman.reconcile.kernelstate import KernelState, Op
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What became of a list of operations."""
+
+    done: int
+    """Operations that the kernel acknowledged, from the first on; `state` moved by these."""
+    error: DataplaneError | None = None
+    """Why the next one failed; the ones after it were not tried."""
+
+
+class Dataplane(Protocol):
+    """Called from the loop's thread only."""
+
+    def open(self) -> KernelState:
+        """Load, attach, and read back what is there.
+
+        Errors: UnsupportedKernelError when this host cannot run the programs, LayoutError when the
+        pins are not ours to use; nothing is left attached that was not before.
+        """
+
+    def apply(self, ops: Sequence[Op], state: KernelState) -> Applied:
+        """Do the operations in their order and move `state` along with what was acknowledged."""
+
+    def audit(self) -> KernelState:
+        """Read the maps back whole. Errors: DataplaneError."""
+
+    def attached(self) -> tuple[Problem, ...]:
+        """() when the effective query shows each of our programs on the cgroup."""
+
+    def counters(self) -> Counters:
+        """Read the counters of every backend in the last known state."""
+
+    def close(self) -> None:
+        """Let go of descriptors. Programs, links and maps stay and keep serving."""
+
+    def remove(self) -> None:
+        """Take every program, link, map and pin of ours away, also of an older schema."""

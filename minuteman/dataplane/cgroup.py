@@ -1,0 +1,49 @@
+"""The cgroup, version 2, that the programs attach to: all processes in it and below are served."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from minuteman.errors import UnsupportedKernelError
+
+
+def cgroup2_mount() -> Path:
+    """Where cgroup version 2 is mounted: /sys/fs/cgroup, or beside version 1.
+
+    Source: /proc/mounts.   Errors: UnsupportedKernelError when it is not mounted.
+    """
+    for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines():
+        _, where, kind, *_ = line.split()
+        if kind == "cgroup2":
+            return Path(where)
+    raise UnsupportedKernelError(
+        "find cgroup2",
+        errno.ENOENT,
+        "mount it: mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 none /sys/fs/cgroup/unified",
+    )
+
+
+def open_cgroup(path: Path) -> int:
+    """Descriptor of the cgroup at `path`.
+
+    Errors: UnsupportedKernelError when there is no such folder, or it is not of version 2.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as exc:
+        raise UnsupportedKernelError(f"open cgroup {path}", exc.errno or 0) from exc
+    if not (path / "cgroup.procs").exists() or not path.resolve().is_relative_to(
+        cgroup2_mount().resolve()
+    ):
+        os.close(fd)
+        raise UnsupportedKernelError(
+            f"open cgroup {path}", errno.EINVAL, f"it is not below {cgroup2_mount()}"
+        )
+    return fd
+
+
+def cgroup_id(fd: int) -> int:
+    """The kernel's number of an open cgroup: the inode of its folder."""
+    return os.fstat(fd).st_ino

@@ -1,0 +1,192 @@
+"""The kernel's dataplane: pinned programs and maps, links on one cgroup."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import cast
+
+from minuteman.dataplane import bpf, cgroup, pins
+from minuteman.dataplane.base import Applied
+from minuteman.dataplane.maps import Maps
+from minuteman.errors import DataplaneError, UnsupportedKernelError
+from minuteman.model import Counters, Problem
+from minuteman.reconcile.kernelstate import (
+    DropVip,
+    KernelState,
+    Limits,
+    Op,
+    PutBackend,
+    Release,
+    SwapVip,
+    WriteRun,
+)
+
+log = logging.getLogger(__name__)
+
+LOAD_TIMEOUT_SECONDS = 60
+NOT_EFFECTIVE = (
+    "The program is not effective on this cgroup: it was detached, or the cgroup was removed."
+)
+
+
+class KernelDataplane:
+    """Implements `Dataplane` with the real kernel.
+
+    `cgroup` is served with all below it; `pins` is a folder of our own on a bpffs; `state_dir`
+    caches what the compiler needs.
+    """
+
+    def __init__(self, cgroup: Path, pins: Path, state_dir: Path, limits: Limits) -> None:
+        self._cgroup = cgroup
+        self._root = pins
+        self._state_dir = state_dir
+        self._limits = limits
+        self._cgroup_fd = -1
+        self._maps: Maps | None = None
+        self._state = KernelState(limits)
+        self._programs: dict[str, int] = {}
+
+    def open(self) -> KernelState:
+        """Load, attach and read back; see `Dataplane.open`."""
+        self._cgroup_fd = cgroup.open_cgroup(self._cgroup)
+        where = pins.Pins(self._root)
+        ours_before = where.anything()
+        try:
+            _load(where, self._state_dir / "cache", self._limits)
+            self._maps = Maps.open(where.maps, self._limits)
+            self._state = self._maps.read_state()
+            pins.attach(where, self._cgroup_fd, cgroup.cgroup_id(self._cgroup_fd))
+            self._programs = pins.program_ids(where)
+        except DataplaneError:
+            self.close()
+            if not ours_before:
+                self.remove()
+            raise
+        log.info(
+            "programs attached cgroup=%s vips=%d backends=%d generation=%d",
+            self._cgroup,
+            len(self._state.frontends),
+            len(self._state.backends),
+            self._state.generation,
+        )
+        return self._state
+
+    def apply(self, ops: Sequence[Op], state: KernelState) -> Applied:
+        """Do `ops` in their order, neighbours of one kind in one call; see `Dataplane.apply`."""
+        self._state = state
+        done = 0
+        try:
+            for acknowledged in self._write(ops, state):
+                for op in acknowledged:
+                    state.apply(op)
+                done += len(acknowledged)
+            if ops:
+                state.generation += 1
+                self._opened().write_meta(state.generation)
+        except DataplaneError as exc:
+            return Applied(done, exc)
+        return Applied(done)
+
+    def _write(self, ops: Sequence[Op], state: KernelState) -> Iterator[Sequence[Op]]:
+        """Write `ops`; yields them as the kernel acknowledges them."""
+        maps = self._opened()
+        for kind, group in groupby(ops, key=type):
+            if kind is PutBackend:
+                backends = cast(list[PutBackend], list(group))
+                maps.put_backends(backends, state)
+                yield backends
+                continue
+            for op in group:
+                match op:
+                    case WriteRun():
+                        maps.write_slots(op.base, op.backend_ids)
+                    case SwapVip():
+                        maps.swap_vip(op)
+                    case DropVip():
+                        maps.drop_vip(op.frontend)
+                    case Release():
+                        maps.free_backends(op.backend_ids)
+                yield (op,)
+
+    def audit(self) -> KernelState:
+        """Read the maps back whole."""
+        self._state = self._opened().read_state()
+        return self._state
+
+    def attached(self) -> tuple[Problem, ...]:
+        """What is missing of our programs in the effective query of the cgroup."""
+        problems = []
+        for name, attach_type in pins.PROGRAMS.items():
+            try:
+                effective = bpf.effective_programs(self._cgroup_fd, attach_type)
+            except DataplaneError as exc:
+                problems.append(Problem(str(self._cgroup), name, "attached", str(exc)))
+                continue
+            if self._programs.get(name) not in effective:
+                problems.append(Problem(str(self._cgroup), name, "attached", NOT_EFFECTIVE))
+        return tuple(problems)
+
+    def counters(self) -> Counters:
+        """The counters of every backend that is behind a VIP."""
+        maps = self._opened()
+        state = self._state
+        counted = maps.read_counters(state.next_backend_id)
+        frontends = {vip.vip_id: vip.frontend for vip in state.frontends.values()}
+        return Counters(
+            taken_monotonic=time.monotonic(),
+            by_vip_backend={
+                (frontends[backend.vip_id], backend.endpoint): counted[backend.id]
+                for backend in state.backends.values()
+                if backend.vip_id in frontends
+            },
+            reasons=maps.read_reasons(),
+        )
+
+    def close(self) -> None:
+        """Let go of descriptors; programs, links and maps stay and keep serving."""
+        if self._maps is not None:
+            self._maps.close()
+            self._maps = None
+        if self._cgroup_fd >= 0:
+            os.close(self._cgroup_fd)
+            self._cgroup_fd = -1
+
+    def remove(self) -> None:
+        """Take away every program, link, map and pin of ours, of any schema."""
+        pins.remove_all(self._root)
+        log.info("programs removed pins=%s", self._root)
+
+    def _opened(self) -> Maps:
+        if self._maps is None:
+            raise DataplaneError("use the maps", 0, "the dataplane is not open")
+        return self._maps
+
+
+def _load(where: pins.Pins, cache: Path, limits: Limits) -> None:
+    """Run the loader child. Errors: UnsupportedKernelError with its last line."""
+    command = [sys.executable, "-m", "minuteman.dataplane.loader"]
+    command += ["--pins", str(where.root), "--cache", str(cache)]
+    command += ["--vips", str(limits.vips), "--slots", str(limits.slots)]
+    command += ["--backends", str(limits.backends)]
+    started = time.monotonic()
+    try:
+        child = subprocess.run(  # noqa: S603 - our own module, our own arguments
+            command, capture_output=True, check=False, timeout=LOAD_TIMEOUT_SECONDS, text=True
+        )
+    except subprocess.TimeoutExpired as exc:
+        raise UnsupportedKernelError(
+            "load the programs", 0, f"not done after {LOAD_TIMEOUT_SECONDS} s"
+        ) from exc
+    if child.returncode:
+        *words, last = child.stderr.strip().splitlines() or ["the loader said nothing"]
+        for line in words:
+            log.debug("loader: %s", line)
+        raise UnsupportedKernelError("load the programs", 0, last)
+    log.info("programs loaded seconds=%.2f", time.monotonic() - started)

@@ -1,0 +1,158 @@
+"""The pinned maps as typed stores: values of the model go in and come out, bytes stay here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from minuteman.dataplane import bpf, layout
+from minuteman.model import BackendCounters, Frontend
+from minuteman.reconcile.kernelstate import KernelState, Limits, PutBackend, SwapVip
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(slots=True)
+class Maps:
+    """Open descriptors of every map of one schema. Errors of all methods: DataplaneError."""
+
+    fds: Mapping[str, int]
+    limits: Limits
+    epochs: dict[int, int] = field(default_factory=dict)
+    """Backend id -> epoch, for ids that were ever used."""
+
+    @classmethod
+    def open(cls, folder: Path, limits: Limits) -> Maps:
+        """The maps pinned in `folder`."""
+        fds: dict[str, int] = {}
+        try:
+            for name in layout.map_shapes(limits):
+                fds[name] = bpf.open_pin(folder / name)
+        except BaseException:
+            bpf.close_all(fds.values())
+            raise
+        return cls(fds, limits)
+
+    def close(self) -> None:
+        bpf.close_all(self.fds.values())
+        self.fds = {}
+
+    # ---- writing --------------------------------------------------------------------------------
+    def put_backends(self, backends: Sequence[PutBackend], state: KernelState) -> None:
+        """Write backends; one that is new under its id gets zero counters and a new epoch."""
+        new = [backend for backend in backends if _is_new(backend, state)]
+        self._write_array(
+            "backend_stats", [(backend.id, bytes(layout.BACKEND_STATS.size)) for backend in new]
+        )
+        for backend in new:
+            self.epochs[backend.id] = self.epochs.get(backend.id, 0) + 1
+        self._write_array(
+            "backends",
+            [
+                (backend.id, layout.pack_backend(backend, self.epochs[backend.id]))
+                for backend in backends
+            ],
+        )
+
+    def free_backends(self, backend_ids: Iterable[int]) -> None:
+        """Mark ids as free; sockets that still hold one count no more."""
+        self._write_array(
+            "backends",
+            [
+                (backend_id, layout.pack_free_backend(self.epochs.get(backend_id, 0)))
+                for backend_id in backend_ids
+            ],
+        )
+
+    def write_slots(self, base: int, backend_ids: Sequence[int]) -> None:
+        """Write a run."""
+        pack = layout.SLOT.pack
+        self._write_array(
+            "slots", [(base + i, pack(backend_id)) for i, backend_id in enumerate(backend_ids)]
+        )
+
+    def swap_vip(self, vip: SwapVip) -> None:
+        """The one write that connections can see. Errors: E2BIG when the map is full."""
+        bpf.update(
+            self._vips(vip.frontend), layout.pack_frontend(vip.frontend), layout.pack_vip(vip)
+        )
+
+    def drop_vip(self, frontend: Frontend) -> None:
+        """Connections to `frontend` pass untouched from now on."""
+        bpf.delete(self._vips(frontend), layout.pack_frontend(frontend))
+
+    def write_meta(self, generation: int) -> None:
+        """Sign what is there with the schema, the generation and this boot."""
+        boot_id = bytes.fromhex(BOOT_ID.read_text(encoding="ascii").strip().replace("-", ""))
+        self._write_array("meta", [(0, layout.META.pack(layout.SCHEMA, 0, generation, boot_id))])
+
+    # ---- reading --------------------------------------------------------------------------------
+    def read_state(self) -> KernelState:
+        """Everything the maps say. A backend that is in no VIP's run is a leftover, and free."""
+        vips = self._read_vips()
+        end = max((vip.base + vip.size for vip in vips), default=0)
+        slots = memoryview(bpf.read_array(self.fds["slots"], layout.SLOT.size, end)).cast("I")
+        runs = {vip.base: tuple(slots[vip.base : vip.base + vip.size]) for vip in vips if vip.size}
+        backends = self._read_backends()
+        used = {backend_id for run in runs.values() for backend_id in run}
+        return KernelState(
+            self.limits,
+            generation=self._read_generation(),
+            frontends=vips,
+            runs=runs,
+            backends=[backends[i] for i in sorted(used) if i in backends],
+        )
+
+    def _read_vips(self) -> list[SwapVip]:
+        vips = []
+        for name, key in (("vips4", layout.VIP4_KEY), ("vips6", layout.VIP6_KEY)):
+            for raw_key, raw_vip in bpf.read_hash(self.fds[name], key.size, layout.VIP.size):
+                vips.append(layout.unpack_vip(layout.unpack_frontend(raw_key), raw_vip))
+        return vips
+
+    def _read_backends(self) -> dict[int, PutBackend]:
+        size = layout.BACKEND.size
+        raw = bpf.read_array(self.fds["backends"], size, self.limits.backends)
+        backends = {}
+        # Ids are given out from 1 on, so what was never used is one tail of zeros.
+        for backend_id in range(1, -(-len(raw.rstrip(b"\0")) // size)):
+            backend, epoch = layout.unpack_backend(
+                backend_id, raw[backend_id * size : (backend_id + 1) * size]
+            )
+            self.epochs[backend_id] = epoch
+            if backend is not None:
+                backends[backend_id] = backend
+        return backends
+
+    def _read_generation(self) -> int:
+        raw = bpf.lookup(self.fds["meta"], layout.SLOT.pack(0), layout.META.size)
+        return int(layout.META.unpack(raw)[2]) if raw else 0
+
+    def read_counters(self, end: int) -> list[BackendCounters]:
+        """The counters of backend ids 0 to `end - 1`."""
+        size = layout.BACKEND_STATS.size
+        raw = bpf.read_array(self.fds["backend_stats"], size, end)
+        return [layout.unpack_stats(raw[i : i + size]) for i in range(0, len(raw), size)]
+
+    def read_reasons(self) -> dict[str, int]:
+        """How often each decision was taken, on all CPUs together."""
+        return {
+            name: sum(bpf.read_percpu(self.fds["reasons"], layout.SLOT.pack(i)))
+            for i, name in enumerate(layout.REASONS)
+        }
+
+    def _vips(self, frontend: Frontend) -> int:
+        return self.fds["vips4" if frontend.address.version == 4 else "vips6"]
+
+    def _write_array(self, name: str, entries: Sequence[tuple[int, bytes]]) -> None:
+        if not entries:
+            return
+        keys = b"".join(layout.SLOT.pack(index) for index, _ in entries)
+        values = b"".join(value for _, value in entries)
+        bpf.update_batch(self.fds[name], keys, values, len(entries))
+
+
+def _is_new(backend: PutBackend, state: KernelState) -> bool:
+    old = state.backends.get(backend.id)
+    return old is None or (old.vip_id, old.endpoint) != (backend.vip_id, backend.endpoint)

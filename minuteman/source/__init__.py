@@ -1,0 +1,1 @@
+"""Where tasks are learnt: one module for each kind of cluster state."""

@@ -1,0 +1,102 @@
+"""Bytes of the maps: what is packed comes back, in the byte order that the programs read."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import IPv4Address, IPv6Address
+from struct import Struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ebpf
+from minuteman.dataplane import layout
+from minuteman.model import Address, BackendCounters, Endpoint, Frontend, Tier, Transport
+from minuteman.reconcile.kernelstate import Limits, PutBackend, SwapVip
+
+# An IPv4-mapped address is IPv4 here, so no mapped IPv6 one occurs.
+ADDRESSES: st.SearchStrategy[Address] = st.one_of(
+    st.ip_addresses(v=4), st.integers(2**120, 2**128 - 1).map(IPv6Address)
+)
+PORTS = st.integers(1, 65535)
+TRANSPORTS = st.sampled_from(("tcp", "udp"))
+COUNTS = st.integers(0, 2**32 - 1)
+
+
+@given(ADDRESSES, PORTS, TRANSPORTS)
+def test_frontend_round_trips(address: Address, port: int, transport: Transport) -> None:
+    frontend = Frontend(address, port, transport)
+    assert layout.unpack_frontend(layout.pack_frontend(frontend)) == frontend
+
+
+@given(COUNTS, COUNTS, st.tuples(COUNTS, COUNTS, COUNTS))
+def test_vip_round_trips(vip_id: int, base: int, counts: tuple[int, int, int]) -> None:
+    vip = SwapVip(Frontend(IPv4Address("1.2.3.4"), 80, "tcp"), vip_id, base, counts)
+    assert layout.unpack_vip(vip.frontend, layout.pack_vip(vip)) == vip
+
+
+@given(ADDRESSES, PORTS, TRANSPORTS, st.integers(1, 100), st.sampled_from(Tier), COUNTS, COUNTS)
+def test_backend_round_trips(
+    address: Address,
+    port: int,
+    transport: Transport,
+    weight: int,
+    tier: Tier,
+    vip_id: int,
+    epoch: int,
+) -> None:
+    backend = PutBackend(7, vip_id, Endpoint(address.packed, port, transport), weight, tier)
+    assert layout.unpack_backend(7, layout.pack_backend(backend, epoch)) == (backend, epoch)
+
+
+@given(COUNTS)
+def test_a_free_id_keeps_its_epoch(epoch: int) -> None:
+    assert layout.unpack_backend(7, layout.pack_free_backend(epoch)) == (None, epoch)
+
+
+def test_the_bytes_of_one_vip_typed_by_hand() -> None:
+    frontend = Frontend(IPv4Address("1.2.3.4"), 5000, "tcp")
+    assert layout.pack_frontend(frontend) == bytes.fromhex("01020304 1388 06 00")
+    frontend6 = Frontend(IPv6Address("fd01:c::1"), 80, "udp")
+    assert layout.pack_frontend(frontend6) == bytes.fromhex(
+        "fd01000c 00000000 00000000 00000001 0050 11 00"
+    )
+    backend = PutBackend(3, 9, Endpoint(bytes([10, 0, 0, 1]), 31001, "tcp"), 1, Tier.DRAINING)
+    assert layout.pack_backend(backend, 5)[:20] == bytes.fromhex(
+        "00000000 00000000 0000ffff 0a000001 7919 06 02"
+    )
+
+
+def test_counters_of_one_backend() -> None:
+    raw = layout.BACKEND_STATS.pack(1, 2, 3, 0, 4, 5, 6, *range(20))
+    assert layout.unpack_stats(raw) == BackendCounters(1, 2, 4, 5, 3, tuple(range(20)))
+
+
+@pytest.mark.parametrize("struct", ["vip4_key", "vip6_key", "vip", "backend", "backend_stats"])
+def test_c_says_the_same_format(struct: str) -> None:
+    formats = {
+        "vip4_key": layout.VIP4_KEY,
+        "vip6_key": layout.VIP6_KEY,
+        "vip": layout.VIP,
+        "backend": layout.BACKEND,
+        "backend_stats": layout.BACKEND_STATS,
+    }
+    header = (ebpf.sources() / "maps.h").read_text(encoding="utf-8")
+    found = re.search(rf'struct {struct} {{\s*/\* "([^"]+)" in layout.py \*/', header)
+    assert found is not None
+    assert Struct(found[1]).format == formats[struct].format
+
+
+def test_reasons_are_in_the_order_of_the_enum() -> None:
+    header = (ebpf.sources() / "maps.h").read_text(encoding="utf-8")
+    found = re.search(r"enum reason {(.*?)REASON_COUNT", header, re.DOTALL)
+    assert found is not None
+    names = re.findall(r"^\s+([A-Z_]+),", found[1], re.MULTILINE)
+    assert tuple(name.lower() for name in names) == layout.REASONS
+
+
+def test_every_map_has_a_shape() -> None:
+    header = (ebpf.sources() / "maps.h").read_text(encoding="utf-8")
+    declared = set(re.findall(r"^PINNED\(.*, (\w+), [A-Z_0-9]+, \w+\);", header, re.MULTILINE))
+    assert declared | {"conns"} == set(layout.map_shapes(Limits()))

@@ -1,0 +1,18 @@
+"""What the dataplane uses of pyroute2."""
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Self
+
+class Message:
+    def get_attr(self, name: str) -> str | None: ...
+
+class IPRoute:
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+    def get_addr(self) -> Iterator[Message]: ...
