@@ -3,6 +3,8 @@
     MinutemanError
     ├── ModelError (ValueError)     bad input: names the field and the value; REST answers 422
     ├── ConfigError                 a setting that cannot work; the agent does not start
+    ├── PrivilegeError              this process may not do what the agent has to
+    ├── RunningError                another agent runs with the same state folder
     ├── SourceError                 out of reach: tried again; REST answers 503
     └── DataplaneError              a kernel operation failed: operation, errno; REST answers 503
         ├── LayoutError             what is pinned is not what this version wrote
@@ -39,6 +41,18 @@ class ConfigError(MinutemanError):
     """A setting that cannot work, said in one line that tells what to do."""
 
     exit_code = os.EX_CONFIG
+
+
+class PrivilegeError(MinutemanError):
+    """This process may not do what the agent has to."""
+
+    exit_code = os.EX_NOPERM
+
+
+class RunningError(MinutemanError):
+    """Another agent runs with the same state folder."""
+
+    exit_code = os.EX_TEMPFAIL
 
 
 class SourceError(MinutemanError):

@@ -207,6 +207,10 @@ class Endpoint:
             return IPv4Address(self.address_packed)
         return IPv6Address(self.address_packed)
 
+    def __str__(self) -> str:
+        """`tcp 10.0.0.1:31001`, IPv6 in brackets."""
+        return str(Frontend(self.address, self.port, self.transport))
+
 
 @dataclass(frozen=True, slots=True)
 class Backend:
@@ -232,7 +236,10 @@ class Vip:
     backends: tuple[Backend, ...]
     """Sorted by endpoint; one entry for each endpoint."""
     framework: str = ""
-    """Raw name of the framework whose app asked for it first; empty when unknown."""
+    """Raw name of the framework whose task asks for it, the smallest of several.
+
+    Without a task: the framework in the name of a named VIP, empty for a literal one.
+    """
     affinity_seconds: int = 0
 
 
