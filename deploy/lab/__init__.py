@@ -1,0 +1,1 @@
+"""The sample cluster, for `deploy/run`, the tests and the benchmarks: everything real but small."""

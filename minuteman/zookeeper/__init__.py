@@ -1,0 +1,1 @@
+"""The one room that talks to ZooKeeper: session, watches, origin of what was read."""

@@ -1,0 +1,9 @@
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+T_co = TypeVar("T_co", covariant=True)
+
+class IAsyncResult(Protocol[T_co]):
+    def get(self, block: bool = True, timeout: float | None = None) -> T_co: ...
+    def rawlink(self, callback: Callable[[IAsyncResult[T_co]], None]) -> None: ...
+    def wait(self, timeout: float | None = None) -> bool: ...
