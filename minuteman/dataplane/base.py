@@ -41,7 +41,7 @@ class Dataplane(Protocol):
         """() when the effective query shows each of our programs on the cgroup."""
 
     def counters(self) -> Counters:
-        """Read the counters of every backend in the last known state."""
+        """Read the counters of the backends in the last known state, where one is not zero."""
 
     def close(self) -> None:
         """Let go of descriptors. Programs, links and maps stay and keep serving."""

@@ -134,7 +134,7 @@ class KernelDataplane:
         return tuple(problems)
 
     def counters(self) -> Counters:
-        """The counters of every backend that is behind a VIP."""
+        """The counters of every backend that is behind a VIP and was ever connected to."""
         maps = self._opened()
         state = self._state
         counted = maps.read_counters(state.next_backend_id)
@@ -144,7 +144,7 @@ class KernelDataplane:
             by_vip_backend={
                 (frontends[backend.vip_id], backend.endpoint): counted[backend.id]
                 for backend in state.backends.values()
-                if backend.vip_id in frontends
+                if backend.vip_id in frontends and backend.id in counted
             },
             reasons=maps.read_reasons(),
         )

@@ -129,11 +129,16 @@ class Maps:
         raw = bpf.lookup(self.fds["meta"], layout.SLOT.pack(0), layout.META.size)
         return int(layout.META.unpack(raw)[2]) if raw else 0
 
-    def read_counters(self, end: int) -> list[BackendCounters]:
-        """The counters of backend ids 0 to `end - 1`."""
+    def read_counters(self, end: int) -> dict[int, BackendCounters]:
+        """The counters of backend ids below `end`, where one is not zero."""
         size = layout.BACKEND_STATS.size
         raw = bpf.read_array(self.fds["backend_stats"], size, end)
-        return [layout.unpack_stats(raw[i : i + size]) for i in range(0, len(raw), size)]
+        unused = bytes(size)
+        return {
+            i // size: layout.unpack_stats(stats)
+            for i in range(0, len(raw), size)
+            if (stats := raw[i : i + size]) != unused
+        }
 
     def read_reasons(self) -> dict[str, int]:
         """How often each decision was taken, on all CPUs together."""

@@ -43,7 +43,7 @@ def bpffs_mount() -> Path:
     )
 
 
-def _is_on_bpffs(path: Path) -> bool:
+def is_on_bpffs(path: Path) -> bool:
     """Whether `path`, which need not exist, would be a file of a bpffs. Source: /proc/mounts."""
     kinds = {}
     for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines():
@@ -80,7 +80,7 @@ class Pins:
 
     def make_folders(self) -> None:
         """Make what is missing. Errors: UnsupportedKernelError when `root` is not on a bpffs."""
-        if not _is_on_bpffs(self.root):
+        if not is_on_bpffs(self.root):
             raise UnsupportedKernelError(
                 f"pin in {self.root}",
                 errno.EINVAL,

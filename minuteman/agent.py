@@ -1,0 +1,273 @@
+"""The control process: it has the capabilities, and no listener but root's own socket.
+
+One thread does everything that changes the kernel. It waits for bells of the sources, for the front
+process, for root, and for time, then takes one step of the loop. The other threads only read.
+
+    source threads ──bell──> ┌───────────────┐ <── control.sock (root)
+    guard, saver             │ Agent: select │ ──feed──> front process
+    SIGTERM, SIGINT ───────> └───────────────┘ ──> kernel
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import logging
+import os
+import selectors
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from urllib.parse import urlsplit
+
+from minuteman import capabilities
+from minuteman.control import ControlSocket, Request
+from minuteman.dataplane.cgroup import cgroup2_mount
+from minuteman.dataplane.kernel import KernelDataplane
+from minuteman.dataplane.pins import Pins, bpffs_mount
+from minuteman.errors import (
+    ConfigError,
+    ModelError,
+    PrivilegeError,
+    RunningError,
+    SourceError,
+)
+from minuteman.frontchild import FrontChild
+from minuteman.guard import Guard
+from minuteman.names.home import HomeBook, Homes
+from minuteman.policy import LiteralPolicy
+from minuteman.reconcile.loop import Loop
+from minuteman.reconcile.store import Saver, Store
+from minuteman.settings import Settings
+from minuteman.source.marathon import MarathonSource
+from minuteman.table import Table
+from minuteman.zookeeper.session import Location, parse_url
+
+log = logging.getLogger(__name__)
+
+PINS = "minuteman"
+LOCK = "agent.lock"
+SNAPSHOT = "snapshot.jsonl"
+CONTROL = "control.sock"
+
+
+FRONT = (sys.executable, "-P", "-m", "minuteman.front")
+
+
+def run(settings: Settings) -> int:
+    """Run until SIGTERM or SIGINT; returns 0. When it ends, programs and maps stay and serve.
+
+    Errors: MinutemanError when it cannot start; then nothing is attached that was not before.
+    """
+    start_logging(settings)
+    check_capabilities()
+    gc.disable()  # what is read at the start is there to stay
+    with ExitStack() as stack:
+        stack.enter_context(locked(settings.state_dir))
+        Agent(settings, stack).serve()
+    log.info("agent stopped")
+    return os.EX_OK
+
+
+def detach_all(settings: Settings) -> None:
+    """Remove every program, link, map and pin of ours.
+
+    Errors: RunningError while an agent runs, DataplaneError.
+    """
+    start_logging(settings)
+    check_capabilities()
+    with locked(settings.state_dir):
+        kernel(settings).remove()
+
+
+def start_logging(settings: Settings) -> None:
+    """Lines to standard error: an event, then key=value."""
+    form = "%(asctime)s %(levelname)s %(name)s %(message)s"
+    logging.basicConfig(level=settings.log_level.upper(), format=form)
+
+
+def check_capabilities() -> None:
+    """Errors: PrivilegeError."""
+    if names := capabilities.missing():
+        raise PrivilegeError(f"run it as root; missing are {', '.join(names)}")
+
+
+@contextmanager
+def locked(state_dir: Path) -> Iterator[None]:
+    """Own `state_dir`, made if need be. Errors: RunningError, ConfigError."""
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = (state_dir / LOCK).open("w")
+    except OSError as exc:
+        raise ConfigError(f"state_dir: {exc}") from exc
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise RunningError(f"another agent runs with the state folder {state_dir}") from exc
+        yield
+
+
+class Agent:
+    """Everything that runs in the control process, put together.
+
+    `stack` is closed by the caller: it ends what was begun here, last things first.
+    """
+
+    def __init__(self, settings: Settings, stack: ExitStack) -> None:
+        """Begin to read, and open the kernel. Errors: MinutemanError."""
+        location = zookeeper(settings)
+        policy, homes = naming(settings)
+        self._selector = stack.enter_context(selectors.DefaultSelector())
+        self._is_stopping = False
+        self._catch_signals()
+        bell = make_bell(self._selector)
+
+        self._source = MarathonSource(
+            location,
+            root=settings.marathon_root,
+            framework_name=settings.framework_name,
+            resync_seconds=settings.resync_seconds,
+        )
+        stack.callback(self._source.close)
+        self._source.start(bell)
+        self._guard = Guard(policy, hosts(location))
+        stack.callback(self._guard.close)
+
+        self._is_successor = Pins(pin_root(settings)).anything()
+        """Something of ours was attached before."""
+        self._has_served = False
+        self._dataplane = kernel(settings)
+        stack.callback(self._leave_kernel)
+        state = self._dataplane.open()
+
+        store = Store(settings.state_dir / SNAPSHOT)
+        memory, problems = store.load()
+        saver = Saver(store)
+        stack.callback(saver.close)
+        self._policy = self._guard.policy
+        self._loop = Loop(
+            sources=[self._source],
+            table=Table(self._policy.refusal),
+            book=HomeBook(homes),
+            dataplane=self._dataplane,
+            state=state,
+            memory=memory,
+            publish=lambda update: self._front.publish(update),
+            remember=saver.offer,
+            problems=problems,
+            audit_seconds=settings.audit_seconds,
+            now=time.monotonic(),
+        )
+        self._front = FrontChild(
+            [*FRONT, "--listen", settings.api, "--user", settings.front_user],
+            self._selector,
+            self._loop.whole,
+            self._dataplane.counters,
+        )
+        stack.callback(self._front.close)
+        control = ControlSocket(settings.state_dir / CONTROL, self._selector, self._do)
+        stack.callback(control.close)
+        self._guard.start(bell)
+        self._deadline = time.monotonic() + settings.start_timeout_seconds
+
+    def serve(self) -> None:
+        """Take step after step until a signal comes.
+
+        Errors: SourceError when there is nothing to serve and no source to learn it from.
+        """
+        while not self._is_stopping:
+            now = time.monotonic()
+            wake = min(self._step(now), self._front.tick(now))
+            for key, events in self._selector.select(max(0.0, wake - time.monotonic())):
+                react: Callable[[int], None] = key.data
+                react(events)
+
+    def _step(self, now: float) -> float:
+        """One step of the loop; returns when to take the next one."""
+        if self._guard.policy is not self._policy:
+            self._policy = self._guard.policy
+            self._loop.obey(self._policy.refusal)
+        wake = self._loop.step(now)
+        if not gc.isenabled() and (self._loop.is_settled or now >= self._deadline):
+            gc.freeze()  # what is there now is there to stay: it need not be looked at again
+            gc.enable()
+        if self._has_served:
+            return wake
+        self._has_served = self._loop.has_a_purpose
+        if now >= self._deadline and not self._has_served:
+            raise SourceError(
+                f"nothing to serve: {self._source.health().reason}, and neither the kernel nor "
+                "the state folder has VIPs of an earlier run"
+            )
+        return min(wake, self._deadline)
+
+    def _do(self, request: Request) -> None:
+        """Carry out what root asks for. Errors: ModelError, SourceError."""
+        match request.call:
+            case "believe":
+                self._loop.believe(request.source, time.monotonic())
+            case _:
+                raise ModelError("call", request.call, "this agent only knows believe")
+
+    def _leave_kernel(self) -> None:
+        """Let programs and maps serve on; take them away if they never did."""
+        self._dataplane.close()
+        if not (self._is_successor or self._has_served):
+            self._dataplane.remove()
+
+    def _catch_signals(self) -> None:
+        """Have SIGTERM and SIGINT stop the agent, and wake the selector."""
+        heard, written = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._selector.register(heard, selectors.EVENT_READ, lambda _: os.read(heard, 64))
+        signal.set_wakeup_fd(written)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+
+    def _stop(self, number: int, _frame: FrameType | None) -> None:
+        self._is_stopping = True
+
+
+def make_bell(selector: selectors.BaseSelector) -> Callable[[], None]:
+    """What wakes `selector` from any thread. Its descriptor stays open: threads outlive a stop."""
+    bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    selector.register(bell, selectors.EVENT_READ, lambda _: os.eventfd_read(bell))
+    return lambda: os.eventfd_write(bell, 1)
+
+
+def kernel(settings: Settings) -> KernelDataplane:
+    """The dataplane, not open. Errors: UnsupportedKernelError."""
+    cgroup = settings.cgroup or cgroup2_mount()
+    return KernelDataplane(cgroup, pin_root(settings), settings.state_dir, settings.limits)
+
+
+def pin_root(settings: Settings) -> Path:
+    """The folder that is ours alone on the bpffs. Errors: UnsupportedKernelError."""
+    return (settings.bpffs or bpffs_mount()) / PINS
+
+
+def zookeeper(settings: Settings) -> Location:
+    """Where to read. Errors: ConfigError."""
+    if not settings.zookeeper:
+        raise ConfigError("zookeeper: none was named, as in --zookeeper zk://10.0.0.1:2181")
+    return parse_url(settings.zookeeper)
+
+
+def hosts(location: Location) -> list[str]:
+    """Addresses and names of the servers at `location`."""
+    found = (urlsplit(f"//{host}").hostname for host in location.hosts.split(","))
+    return [host for host in found if host]
+
+
+def naming(settings: Settings) -> tuple[LiteralPolicy, Homes]:
+    """Where literal and where named VIPs may be. Errors: ConfigError."""
+    ranges = (settings.named_range, settings.named_range6)
+    policy = LiteralPolicy(settings.vip_allow, named=ranges)
+    try:
+        return policy, Homes(*ranges, reserved=policy.reserved)
+    except ModelError as exc:
+        raise ConfigError(str(exc)) from exc

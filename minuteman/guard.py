@@ -1,0 +1,91 @@
+"""Which addresses no label may take: those of this host and of ZooKeeper, as they are now."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from ipaddress import ip_address
+
+from minuteman.dataplane.sockets import local_addresses
+from minuteman.errors import DataplaneError
+from minuteman.model import Address
+from minuteman.policy import LiteralPolicy
+from minuteman.source.hostnames import Lookup, system_lookup
+
+log = logging.getLogger(__name__)
+
+REFRESH_SECONDS = 60.0
+
+
+class Guard:
+    """Keeps the policy for literal VIPs current, in a thread: a resolver may take its time.
+
+    Args:
+        policy: What an operator allows.
+        zookeeper: Addresses and names of ZooKeeper's servers.
+        lookup: What names are asked of.
+    """
+
+    def __init__(
+        self, policy: LiteralPolicy, zookeeper: Sequence[str], lookup: Lookup = system_lookup
+    ) -> None:
+        self._zookeeper = zookeeper
+        self._lookup = lookup
+        self._local: frozenset[Address] = frozenset()
+        self._resolved: dict[str, Sequence[Address]] = {}
+        """The last good answer for each name."""
+        self._closing = threading.Event()
+        self.policy = policy
+        """The newest one: another object when it changed. At first without names."""
+        self._look_at_host()
+        self.policy = self._guarded()
+
+    def start(self, bell: Callable[[], None]) -> None:
+        """Look again now and then; `bell` is rung, from a thread, when the policy has changed."""
+        threading.Thread(target=self._run, args=(bell,), name="guard", daemon=True).start()
+
+    def close(self) -> None:
+        """Have the thread end, after what it is at."""
+        self._closing.set()
+
+    def _run(self, bell: Callable[[], None]) -> None:
+        while not self._closing.is_set():
+            self._look_at_host()
+            self._resolve()
+            policy = self._guarded()
+            if policy != self.policy:
+                self.policy = policy
+                bell()
+            self._closing.wait(REFRESH_SECONDS)
+
+    def _look_at_host(self) -> None:
+        try:
+            self._local = local_addresses()
+        except DataplaneError as exc:
+            log.warning("own addresses not read error=%s", exc)
+
+    def _resolve(self) -> None:
+        for name in self._zookeeper:
+            if _address(name) is None:
+                try:
+                    self._resolved[name] = self._lookup(name)
+                except OSError as exc:
+                    log.debug("name not resolved name=%s error=%s", name, exc)
+
+    def _guarded(self) -> LiteralPolicy:
+        forbidden = dict.fromkeys(self._local, "this host")
+        for name in self._zookeeper:
+            address = _address(name)
+            known = self._resolved.get(name, ()) if address is None else (address,)
+            forbidden |= dict.fromkeys(known, "ZooKeeper")
+        return replace(self.policy, forbidden=forbidden)
+
+
+def _address(host: str) -> Address | None:
+    """The address that `host` is; None when it is a name."""
+    try:
+        return ip_address(host)
+    except ValueError:
+        return None
