@@ -1,5 +1,4 @@
-"""The REST interface: what the agent knows, as HTTP. It changes nothing."""
+"""The REST interface: what the agent knows, as HTTP. It changes nothing.
 
-from api.app import create_app
-
-__all__ = ["create_app"]
+`api.app.create_app` makes the application; `api.schemas` is what clients read.
+"""

@@ -1,0 +1,223 @@
+"""Shapes of the answers. What is documented in OpenAPI and what is sent are these same classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import ConfigDict
+
+Protocol = Literal["tcp", "udp"]
+TierName = Literal["up", "maybe", "draining"]
+HealthStatus = Literal["ok", "degraded", "starting"]
+
+
+class Shape:
+    """Base of all: a field's docstring is its description in OpenAPI."""
+
+    __slots__ = ()
+    __pydantic_config__ = ConfigDict(use_attribute_docstrings=True)
+
+
+# ---- /v1: the shapes of dcos-net -----------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class LegacyBackend(Shape):
+    """Where one backend listens."""
+
+    ip: str
+    """Address of the backend; IPv6 without brackets."""
+    port: int
+    """1-65535."""
+
+
+@dataclass(frozen=True, slots=True)
+class LegacyVip(Shape):
+    """A VIP with at least one backend, as dcos-net shows it."""
+
+    vip: str
+    """`host:port`. The host is a fully qualified name or a literal address, IPv6 in brackets."""
+    protocol: Protocol
+    """Transport that clients use."""
+    backend: tuple[LegacyBackend, ...]
+    """All backends of any tier; the key is singular, as it always was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Version(Shape):
+    """Who answers. The keys are capitalised, as dcos-net has them."""
+
+    Service: str
+    """Always `minuteman`."""
+    Version: str
+    """Version of this agent."""
+
+
+# ---- /api ----------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Counters(Shape):
+    """Connections of this host to one backend through one VIP, since the backend joined it."""
+
+    connecting: int
+    """Connections that wait for the backend's answer now."""
+    active: int
+    """Connections that are open now."""
+    successes: int
+    """Connects that the backend accepted."""
+    failures: int
+    """Connects that were refused or timed out."""
+    consecutive_failures: int
+    """Failures since the last success."""
+    connect_log2_us: tuple[int, ...]
+    """Connect times: item i counts connects under 2**i microseconds, not counted by an item
+    before it; the last item counts all the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backend(Shape):
+    """A task's port as a member of one VIP."""
+
+    address: str
+    """Where it listens; IPv6 without brackets."""
+    port: int
+    """1-65535."""
+    weight: int
+    """0-100: its share among the backends of its tier."""
+    tier: TierName
+    """New connections go to the best tier that is not empty, in this order."""
+    source: str
+    """The source that reported the task."""
+    framework_id: str
+    """Id of the task's framework, as Mesos has it."""
+    task_id: str
+    """Id of the task."""
+    task_name: str | None
+    """Name of the task; null when the task itself is not known any more."""
+    task_state: Literal["starting", "running", "killing", "unreachable"] | None
+    """Last known state; null when the task itself is not known any more."""
+    healthy: bool | None
+    """Result of its health checks; null without a check that can be seen here."""
+    agent_id: str
+    """Id of the Mesos agent that runs it; empty when unknown."""
+    agent_address: str | None
+    """Address of that agent; null when unknown."""
+    counters: Counters
+    """What this host's kernel counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vip(Shape):
+    """A virtual IP. Without a backend it refuses connections."""
+
+    vip: str
+    """`host:port`. The host is a fully qualified name or a literal address, IPv6 in brackets."""
+    protocol: Protocol
+    """Transport that clients use."""
+    port: int
+    """Port that clients connect to, 1-65535."""
+    names: tuple[str, ...]
+    """DNS names; none for a VIP that was asked for by address."""
+    addresses: tuple[str, ...]
+    """Addresses that clients connect to; none while a name waits for its address."""
+    framework: str
+    """Name of the framework whose task asks for it; empty when unknown."""
+    backends: tuple[Backend, ...]
+    """Sorted by address and port."""
+
+
+@dataclass(frozen=True, slots=True)
+class VipList(Shape):
+    """VIPs that the kernel has: names first, then addresses."""
+
+    generation: int
+    """Counts the changes of what the kernel has."""
+    vips: tuple[Vip, ...]
+    """Those that match every filter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem(Shape):
+    """Something that was skipped, kept or refused."""
+
+    where: str
+    """A znode path, a URL or a host name."""
+    subject: str
+    """A task id, a label or a VIP; empty when it is about all that is there."""
+    field: str
+    """Name of the field or label that is wrong; empty when it is about the whole subject."""
+    reason: str
+    """A sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemList(Shape):
+    """Everything that costs a task or a label its place now."""
+
+    count: int
+    """How many there are."""
+    problems: tuple[Problem, ...]
+    """In the order in which they were found."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceState(Shape):
+    """Whether what one source says is current."""
+
+    name: str
+    """Name of the source."""
+    fresh: bool
+    """False: its last complete read is kept, and may be out of date."""
+    since: str
+    """When it came into this state, RFC 3339, UTC."""
+    seconds: int
+    """How long it has been in this state."""
+    reason: str
+    """Why it is stale; may be empty when it is fresh."""
+
+
+@dataclass(frozen=True, slots=True)
+class Health(Shape):
+    """Whether this host's VIPs are as the cluster wants them."""
+
+    status: HealthStatus
+    """`starting`: the agent has not reported yet. Only `ok` comes with HTTP status 200."""
+    reasons: tuple[str, ...]
+    """Why it is not `ok`: a sentence each."""
+    generation: int
+    """Counts the changes of what the kernel has."""
+    attached: bool
+    """Every program is in effect on the cgroup."""
+    withheld: int
+    """Removals that are not believed yet."""
+    problems: int
+    """How many entries `/api/problems` has; they do not make the host degraded."""
+    sources: tuple[SourceState, ...]
+    """All configured sources, by name."""
+
+
+# ---- errors --------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class InvalidField(Shape):
+    """One part of a request that has no meaning."""
+
+    field: str
+    """Which: a parameter of the path or of the query."""
+    reason: str
+    """What is wrong with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemDetails(Shape):
+    """Why a request failed (RFC 9457), sent as `application/problem+json`."""
+
+    type: str
+    """Always `about:blank`: the title says all that a program needs."""
+    title: str
+    """The phrase of the HTTP status."""
+    status: int
+    """The HTTP status."""
+    detail: str
+    """A sentence for a person."""
+    instance: str
+    """Path of the request."""
+    errors: tuple[InvalidField, ...] = ()
+    """The parts that are invalid; empty for other failures."""

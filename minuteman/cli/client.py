@@ -1,0 +1,115 @@
+"""What a running agent answers: its REST interface, and root's control socket."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from api import schemas
+from minuteman.control import Reply, Request
+from minuteman.errors import MinutemanError, SourceError
+
+if TYPE_CHECKING:
+    import httpx
+
+T = TypeVar("T")
+
+TIMEOUT_SECONDS = 10.0
+
+
+class NotFoundError(MinutemanError):
+    """What was asked for does not exist: exit code 1, as grep does."""
+
+    exit_code = 1
+
+
+class RequestError(MinutemanError):
+    """The agent says that the request has no meaning."""
+
+    exit_code = os.EX_DATAERR
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """The REST interface at `api`, an `address:port` or a URL."""
+
+    api: str
+
+    @property
+    def url(self) -> str:
+        """Without a slash at the end."""
+        return (self.api if "://" in self.api else f"http://{self.api}").rstrip("/")
+
+    def get(self, path: str, query: Mapping[str, str] | None = None) -> bytes:
+        """Body of the answer.
+
+        Errors: SourceError without an agent that answers, NotFoundError, RequestError.
+        """
+        response = self._send(path, query)
+        if response.is_success:
+            return response.content
+        raise _failure(response)
+
+    def health(self) -> schemas.Health:
+        """Whether the host is well; a host that is not says so with an error status."""
+        return decode(self._send("/api/health").content, schemas.Health)
+
+    def _send(self, path: str, query: Mapping[str, str] | None = None) -> httpx.Response:
+        import httpx  # here: see minuteman.cli
+
+        try:
+            return httpx.get(
+                f"{self.url}{path}", params=query, timeout=TIMEOUT_SECONDS, trust_env=False
+            )
+        except (httpx.HTTPError, httpx.InvalidURL) as exc:
+            raise SourceError(
+                f"no agent answers at {self.url}; is it running, is --api right? ({exc})"
+            ) from exc
+
+
+def decode(body: bytes, shape: type[T]) -> T:
+    """`body` as `shape`, one of `api.schemas`. Errors: SourceError when something else answered."""
+    try:
+        return msgspec.json.decode(body, type=shape)
+    except msgspec.MsgspecError as exc:
+        raise SourceError(f"what answers is not this version of minuteman: {exc}") from exc
+
+
+def _failure(response: httpx.Response) -> MinutemanError:
+    detail = decode(response.content, schemas.ProblemDetails).detail
+    match response.status_code:
+        case HTTPStatus.NOT_FOUND:
+            return NotFoundError(detail)
+        case HTTPStatus.UNPROCESSABLE_ENTITY:
+            return RequestError(detail)
+        case _:
+            return SourceError(detail)
+
+
+def call_agent(state_dir: Path, request: Request) -> None:
+    """Ask the agent over its control socket to do something; it has when this returns.
+
+    Errors: SourceError, with the agent's reason when it does not do it.
+    """
+    path = state_dir / "control.sock"
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
+            control.settimeout(TIMEOUT_SECONDS)
+            control.connect(os.fspath(path))
+            control.sendall(msgspec.json.encode(request) + b"\n")
+            with control.makefile("rb") as lines:
+                answer = lines.readline()
+    except OSError as exc:
+        raise SourceError(
+            f"no agent answers at {path}: {exc.strerror or exc}; is it running, are you root?"
+        ) from exc
+    reply = decode(answer, Reply)
+    if not reply.ok:
+        raise SourceError(reply.reason)

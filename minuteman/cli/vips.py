@@ -1,0 +1,149 @@
+"""`minuteman vips`, `minuteman vip`, `minuteman problems`: what the running agent knows."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from itertools import accumulate
+from typing import Annotated
+from urllib.parse import quote
+
+import typer
+
+from api import schemas
+from minuteman.cli.client import Rest, decode
+from minuteman.cli.output import console, table
+
+DEFAULT_API = "127.0.0.1:62080"
+HEALTH = {True: "healthy", False: "not healthy", None: "not checked"}
+
+Api = Annotated[
+    str,
+    typer.Option("--api", envvar="MINUTEMAN_API", help="Where the agent's REST interface listens."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the answer of the REST interface.")]
+
+
+class Protocol(StrEnum):
+    """As `--protocol` takes it."""
+
+    TCP = "tcp"
+    UDP = "udp"
+
+
+def vips(
+    api: Api = DEFAULT_API,
+    name: Annotated[str, typer.Option(help="Only VIPs with this in their name or address.")] = "",
+    protocol: Annotated[Protocol | None, typer.Option(help="Only VIPs of this protocol.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the VIPs of this host, backends and connections."""
+    rest = Rest(api)
+    query = {"name": name} | ({"protocol": protocol.value} if protocol else {})
+    body = rest.get("/api/vips", query)
+    if as_json:
+        typer.echo(body)
+        return
+    _print_vips(decode(body, schemas.VipList))
+    _warn(rest.health())
+
+
+def vip(
+    vip: Annotated[
+        str, typer.Argument(help="host:port; a name such as web.marathon:80, or an address.")
+    ],
+    api: Api = DEFAULT_API,
+    protocol: Annotated[Protocol, typer.Option(help="Protocol of the VIP.")] = Protocol.TCP,
+    as_json: AsJson = False,
+) -> None:
+    """Show one VIP with its backends."""
+    body = Rest(api).get(f"/api/vips/{protocol.value}/{quote(vip, safe='[]:')}")
+    if as_json:
+        typer.echo(body)
+        return
+    _print_vip(decode(body, schemas.Vip))
+
+
+def problems(api: Api = DEFAULT_API, as_json: AsJson = False) -> None:
+    """List what was skipped or refused, and why."""
+    body = Rest(api).get("/api/problems")
+    if as_json:
+        typer.echo(body)
+        return
+    shown = table("Where", "Subject", "Field", "Reason")
+    for problem in decode(body, schemas.ProblemList).problems:
+        shown.add_row(problem.where, problem.subject, problem.field, problem.reason)
+    console().print(shown if shown.row_count else "No problems.")
+
+
+def _print_vips(found: schemas.VipList) -> None:
+    numbers = ("Up", "Maybe", "Draining", "Active", "OK", "Failed")
+    shown = table("VIP", "Protocol", "Addresses", *numbers, numbers=numbers)
+    for vip in found.vips:
+        tiers = [backend.tier for backend in vip.backends]
+        counters = [backend.counters for backend in vip.backends]
+        shown.add_row(
+            vip.vip,
+            vip.protocol,
+            " ".join(vip.addresses),
+            *(str(tiers.count(tier)) for tier in ("up", "maybe", "draining")),
+            str(sum(counted.active for counted in counters)),
+            str(sum(counted.successes for counted in counters)),
+            str(sum(counted.failures for counted in counters)),
+        )
+    console().print(shown if shown.row_count else "No VIPs.")
+
+
+def _print_vip(vip: schemas.Vip) -> None:
+    out = console()
+    out.print(f"{vip.protocol} {vip.vip}")
+    out.print(f"addresses  {' '.join(vip.addresses) or 'none'}")
+    out.print(f"framework  {vip.framework or 'unknown'}")
+    numbers = ("Weight", "Active", "OK", "Failed", "p50", "p99")
+    shown = table("Backend", "Tier", "Task", "State", "Health", "Agent", *numbers, numbers=numbers)
+    for backend in vip.backends:
+        counted = backend.counters
+        shown.add_row(
+            host_port(backend.address, backend.port),
+            backend.tier,
+            backend.task_id,
+            backend.task_state or "unknown",
+            HEALTH[backend.healthy],
+            backend.agent_address or backend.agent_id,
+            str(backend.weight),
+            str(counted.active),
+            str(counted.successes),
+            str(counted.failures),
+            connect_time(counted.connect_log2_us, 0.50),
+            connect_time(counted.connect_log2_us, 0.99),
+        )
+    out.print(shown if shown.row_count else "No backend: it refuses connections.")
+
+
+def host_port(address: str, port: int) -> str:
+    """IPv6 in brackets."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def connect_time(log2_us: tuple[int, ...], quantile: float) -> str:
+    """Upper bound of the bucket in which `quantile` of the connects lies, `<64us`."""
+    total = sum(log2_us)
+    if not total:
+        return ""
+    counts = enumerate(accumulate(log2_us))
+    bucket = next(bucket for bucket, count in counts if count >= quantile * total)
+    if bucket == len(log2_us) - 1:
+        return f">={_duration(2 ** (bucket - 1))}"
+    return f"<{_duration(2**bucket)}"
+
+
+def _duration(microseconds: int) -> str:
+    if microseconds < 1_000:
+        return f"{microseconds}us"
+    if microseconds < 1_000_000:
+        return f"{microseconds / 1_000:.1f}ms"
+    return f"{microseconds / 1_000_000:.1f}s"
+
+
+def _warn(health: schemas.Health) -> None:
+    for reason in health.reasons:
+        typer.echo(f"{health.status}: {reason}", err=True)

@@ -1,0 +1,143 @@
+"""Values as the agent publishes them, and a reader of such values."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+
+from minuteman.model import (
+    Backend,
+    BackendCounters,
+    Counters,
+    Endpoint,
+    Frontend,
+    Problem,
+    SourceHealth,
+    Task,
+    TaskState,
+    Tier,
+    Transport,
+    Vip,
+    VipKey,
+    VipName,
+)
+from minuteman.reader import Published
+
+FRAMEWORK_ID = "20a5c1f0-0000"
+AGENT_ID = "20a5c1f0-S1"
+
+
+def endpoint(address: str, port: int, transport: Transport = "tcp") -> Endpoint:
+    return Endpoint(ip_address(address).packed, port, transport)
+
+
+def backend(
+    address: str, port: int, task_id: str, tier: Tier = Tier.UP, weight: int = 1
+) -> Backend:
+    return Backend(
+        endpoint=endpoint(address, port),
+        weight=weight,
+        tier=tier,
+        source="marathon",
+        framework_id=FRAMEWORK_ID,
+        task_id=task_id,
+        agent_id=AGENT_ID,
+    )
+
+
+def vip(
+    key: VipKey, addresses: tuple[str, ...], *backends: Backend, framework: str = "marathon"
+) -> Vip:
+    frontends = tuple(Frontend(ip_address(a), key.port, key.transport) for a in addresses)
+    return Vip(key, frontends, backends, framework)
+
+
+def task(task_id: str, state: TaskState = "running", *, healthy: bool | None = None) -> Task:
+    return Task(
+        framework_id=FRAMEWORK_ID,
+        id=task_id,
+        framework="marathon",
+        name=task_id.partition(".")[0],
+        agent_id=AGENT_ID,
+        agent_ip=ip_address("10.0.0.9"),
+        ips=(),
+        state=state,
+        healthy=healthy,
+        ports=(),
+    )
+
+
+WEB = VipKey(VipName("web", "marathon"), 80, "tcp")
+DOTTED = VipKey(VipName("api.hello-world", "dev.marathon"), 8080, "tcp")
+EMPTY = VipKey(VipName("sleepy", "marathon"), 80, "tcp")
+LITERAL = VipKey(ip_address("1.2.3.4"), 5000, "tcp")
+RESOLVER = VipKey(ip_address("1.2.3.4"), 53, "udp")
+LITERAL6 = VipKey(ip_address("fd01:c::1"), 80, "tcp")
+
+VIPS = (
+    vip(LITERAL6, ("fd01:c::1",), backend("fd00::7", 8080, "six.1")),
+    vip(LITERAL, ("1.2.3.4",), backend("10.0.0.1", 31002, "literal.1", weight=0)),
+    vip(RESOLVER, ("1.2.3.4",), backend("10.0.0.1", 53, "resolver.1"), framework=""),
+    vip(EMPTY, ("11.5.5.5",)),
+    vip(DOTTED, (), backend("10.0.0.1", 31003, "hello.1")),
+    vip(
+        WEB,
+        ("11.0.0.37", "fd01:c::25"),
+        backend("9.0.1.6", 8080, "web.3", Tier.DRAINING),
+        backend("10.0.0.1", 31001, "web.1", weight=2),
+        backend("10.0.0.2", 31777, "web.2", Tier.MAYBE),
+    ),
+)
+TASKS = (
+    task("web.1", healthy=True),
+    task("web.2", "unreachable"),
+    task("web.3", "killing", healthy=False),
+    task("literal.1"),
+    task("resolver.1"),
+    task("hello.1"),
+)
+WEB_FRONTEND, WEB_FRONTEND6 = VIPS[-1].frontends
+COUNTERS = Counters(
+    taken_monotonic=0.0,
+    by_vip_backend={
+        (WEB_FRONTEND, endpoint("10.0.0.1", 31001)): BackendCounters(1, 2, 30, 4, 1, (0, 10, 20)),
+        (WEB_FRONTEND6, endpoint("10.0.0.1", 31001)): BackendCounters(0, 1, 3, 1, 2, (1, 1, 1)),
+        (WEB_FRONTEND, endpoint("10.0.0.2", 31777)): BackendCounters(0, 0, 5, 0, 0, (0, 0, 5)),
+    },
+    reasons={"translated": 39, "refused_empty": 2},
+)
+
+
+def published(generation: int = 7) -> Published:
+    """Six VIPs of every kind."""
+    return Published(
+        generation=generation,
+        vips={vip.key: vip for vip in VIPS},
+        tasks={(task.framework_id, task.id): task for task in TASKS},
+        problems=(Problem("/marathon/state/apps/a", "", "container", "is not readable."),),
+        sources={"marathon": SourceHealth(fresh=True, since_monotonic=time.monotonic() - 90)},
+        attached=True,
+    )
+
+
+@dataclass(slots=True)
+class FakeReader:
+    """A `Reader` of values in memory."""
+
+    value: Published = field(default_factory=published)
+    counted: Counters = COUNTERS
+    error: Exception | None = None
+    """What asking for counters raises."""
+
+    def current(self) -> Published:
+        return self.value
+
+    async def counters(self) -> Counters:
+        if self.error:
+            raise self.error
+        return self.counted
+
+    async def changed(self, after: int) -> Published:
+        assert self.value.generation > after, "values in memory do not change by themselves"
+        return self.value
