@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from ipaddress import ip_address
 from itertools import count
 from pathlib import Path
@@ -71,20 +71,22 @@ class Backends:
     """TCP listeners that greet each connection with their own port."""
 
     def __init__(self) -> None:
-        self._listeners: dict[Endpoint, socket.socket] = {}
+        self._listeners: dict[Endpoint, tuple[socket.socket, threading.Thread]] = {}
 
     def listen(self, host: str = "127.0.0.1") -> Endpoint:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, 0), family=family, backlog=1024)
         port = listener.getsockname()[1]
         endpoint = Endpoint(ip_address(host).packed, port, "tcp")
-        self._listeners[endpoint] = listener
-        threading.Thread(target=_greet, args=(listener, port), daemon=True).start()
+        thread = threading.Thread(target=_greet, args=(listener, port), daemon=True)
+        thread.start()
+        self._listeners[endpoint] = listener, thread
         return endpoint
 
     def stop(self, endpoint: Endpoint) -> None:
-        listener = self._listeners.pop(endpoint)
+        listener, thread = self._listeners.pop(endpoint)
         listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
         listener.close()
 
     def stop_all(self) -> None:
@@ -93,16 +95,15 @@ class Backends:
 
 
 def _greet(listener: socket.socket, port: int) -> None:
-    held = []
-    while True:
-        try:
-            connection, _ = listener.accept()
-        except OSError:
-            break
-        connection.sendall(port.to_bytes(2, "big"))
-        held.append(connection)
-    for connection in held:
-        connection.close()
+    with ExitStack() as held:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:  # shut down
+                return
+            held.enter_context(connection)
+            with suppress(ConnectionError):  # a client that was in a hurry
+                connection.sendall(port.to_bytes(2, "big"))
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ VIP = frontend("1.2.3.4", 5000)
 
 
 def counted(kernel: Kernel, endpoint: Endpoint, vip: Frontend = VIP) -> BackendCounters:
-    return kernel.dataplane.counters().by_vip_backend[vip, endpoint]
+    return kernel.dataplane.counters().by_vip_backend.get((vip, endpoint), BackendCounters())
 
 
 def until(condition: Callable[[], bool]) -> None:
