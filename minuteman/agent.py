@@ -17,6 +17,7 @@ import os
 import selectors
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -53,8 +54,6 @@ PINS = "minuteman"
 LOCK = "agent.lock"
 SNAPSHOT = "snapshot.jsonl"
 CONTROL = "control.sock"
-
-
 FRONT = (sys.executable, "-P", "-m", "minuteman.front")
 
 
@@ -65,6 +64,7 @@ def run(settings: Settings) -> int:
     """
     start_logging(settings)
     check_capabilities()
+    threading.excepthook = end_process
     gc.disable()  # what is read at the start is there to stay
     with ExitStack() as stack:
         stack.enter_context(locked(settings.state_dir))
@@ -88,6 +88,14 @@ def start_logging(settings: Settings) -> None:
     """Lines to standard error: an event, then key=value."""
     form = "%(asctime)s %(levelname)s %(name)s %(message)s"
     logging.basicConfig(level=settings.log_level.upper(), format=form)
+
+
+def end_process(ended: threading.ExceptHookArgs) -> None:
+    """End the agent with the thread that did: half of it would serve stale facts as fresh ones."""
+    error = (ended.exc_type, ended.exc_value or ended.exc_type(), ended.exc_traceback)
+    log.critical("thread failed name=%s", ended.thread and ended.thread.name, exc_info=error)
+    logging.shutdown()
+    os._exit(os.EX_SOFTWARE)
 
 
 def check_capabilities() -> None:

@@ -20,6 +20,8 @@ from pathlib import Path
 from types import FrameType
 
 VARIABLE = "MINUTEMAN_SANDBOX"
+NAME = "minuteman-lab-"
+"""Cgroups of sandboxes begin with it."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -30,6 +32,11 @@ def cgroup2_mount() -> Path:
         if kind == "cgroup2":
             return Path(where)
     sys.exit("sandbox: no cgroup2 mount; try: mount -t cgroup2 none /sys/fs/cgroup")
+
+
+def parent_cgroup() -> Path:
+    """Where cgroups of sandboxes are made: in that of the sandbox around, where there is one."""
+    return Path(os.environ.get(VARIABLE) or cgroup2_mount())
 
 
 def die_with_parent() -> None:
@@ -80,7 +87,7 @@ def _start_reaper(cgroup: Path) -> tuple[int, int]:
 
 def run(command: list[str]) -> int:
     """Run `command` in a sandbox of its own and return its exit code."""
-    cgroup = cgroup2_mount() / f"minuteman-lab-{os.getpid()}"
+    cgroup = parent_cgroup() / f"{NAME}{os.getpid()}"
     cgroup.mkdir()
     reaper, lifeline = _start_reaper(cgroup)
     try:

@@ -199,6 +199,7 @@ maxSessionTimeout=60000
             "java",
             "-Xmx512m",
             "-XX:+UseSerialGC",
+            "-XX:-UsePerfData",  # a file in /tmp that outlives a SIGKILL
             "-Dzookeeper.forceSync=no",  # a crash of the machine may cost data
             "-Dorg.slf4j.simpleLogger.defaultLogLevel=info",
             *self._options,

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
 from minuteman.errors import DataplaneError
 from minuteman.model import Address
 
@@ -16,6 +13,10 @@ def local_addresses() -> frozenset[Address]:
 
     Source: RTM_GETADDR.   Errors: DataplaneError.
     """
+    # It takes longer to import than the agent to start, so a start does not wait for it.
+    from pyroute2 import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkError
+
     try:
         with IPRoute() as netlink:
             found = [message.get_attr("IFA_ADDRESS") for message in netlink.get_addr()]

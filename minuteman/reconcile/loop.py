@@ -71,8 +71,8 @@ class Loop:
         self._publish = publish
         self._remember = remember
         self._problems = problems
-        self._news: News | None = None
-        """The last ones; None: nothing is known yet."""
+        self._news = News({}, {})
+        """The last ones."""
         self._pending_tasks: set[Identity] = set()
         """Changed tasks that are not published yet."""
 
@@ -106,8 +106,7 @@ class Loop:
     @property
     def has_a_purpose(self) -> bool:
         """A source was read, or there are VIPs to keep serving."""
-        known = self._news is not None and bool(self._news.vips)
-        return self._intake.has_read or self._writer.has_vips or known
+        return self._intake.has_read or self._writer.has_vips or bool(self._news.vips)
 
     def memory(self) -> Memory:
         """What a later run has to know."""
@@ -125,13 +124,11 @@ class Loop:
             self._remember(self.memory())
 
     def _write(self, now: float) -> None:
-        if (news := self._news) is None:
-            return
-        written = self._writer.write(news.vips, now)
+        written = self._writer.write(self._news.vips, now)
         if written is not None:
-            self._delta.show_vips(written.keys, news.vips, but=written.unplaced)
+            self._delta.show_vips(written.keys, self._news.vips, but=written.unplaced)
         if self._writer.is_settled:
-            self._delta.show_tasks(self._pending_tasks, news.tasks)
+            self._delta.show_tasks(self._pending_tasks, self._news.tasks)
             self._pending_tasks.clear()
 
     def _tell(self) -> None:

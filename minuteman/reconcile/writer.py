@@ -86,7 +86,7 @@ class Writer:
         """What may be done to the VIPs of earlier runs. An open gate stays open."""
         if self._gate in (Gate.OPEN, gate):
             return
-        log.info("gate moved to=%s meaning=%r", gate.name, gate.value)
+        log.info("gate moved to=%s inherited=%d", gate.name.lower(), len(self._inherited))
         self._gate = gate
         self._dirty = None
 

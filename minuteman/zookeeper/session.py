@@ -20,16 +20,18 @@ from __future__ import annotations
 import logging
 import math
 import re
+import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from socket import socket
 from typing import TypeVar
 
 from kazoo.client import KazooClient
 from kazoo.exceptions import KazooException, NoAuthError, NoNodeError
-from kazoo.handlers.threading import KazooTimeoutError
+from kazoo.handlers.threading import KazooTimeoutError, SequentialThreadingHandler
 from kazoo.interfaces import IAsyncResult
 from kazoo.protocol.states import EventType, KazooState, WatchedEvent, ZnodeStat
 
@@ -207,6 +209,7 @@ class Session:
         self._client = KazooClient(
             self.location.hosts,
             timeout=self._timeout_seconds,
+            handler=_PollingHandler(),
             auth_data=[("digest", credentials)] if credentials else [],
             connection_retry=CONNECTION_RETRY,
             logger=kazoo_log,
@@ -319,8 +322,8 @@ class Session:
     ) -> Iterator[tuple[str, IAsyncResult[T]]]:
         """Ask for every path, at most IN_FLIGHT ahead of the answers that were taken.
 
-        Answers come in the order of the requests. So half of them are awaited at the last one of
-        that half: a thread that wakes for each answer costs more than the answer.
+        Answers come in the order of the requests. So many of them are awaited at the last one: a
+        thread that wakes for each answer costs more than the answer.
         """
         asked: deque[tuple[str, IAsyncResult[T]]] = deque()
         for path in paths:
@@ -329,6 +332,8 @@ class Session:
                 asked[IN_FLIGHT // 2 - 1][1].wait(self._timeout_seconds)
                 for _ in range(IN_FLIGHT // 2):
                     yield asked.popleft()
+        if asked:
+            asked[-1][1].wait(self._timeout_seconds)
         yield from asked
 
     def _permitted(self, path: str, answer: IAsyncResult[T]) -> T | None:
@@ -353,6 +358,30 @@ class Session:
             ) from exc
         except KazooException as exc:
             raise SourceError(f"{path}: {type(exc).__name__} at {self.location}") from exc
+
+
+class _PollingHandler(SequentialThreadingHandler):
+    """kazoo's handler, but for its `select`: that makes four selectors for each read."""
+
+    def select(
+        self,
+        rlist: Sequence[socket],
+        wlist: Sequence[socket],
+        xlist: Sequence[socket],
+        timeout: float | None = None,
+    ) -> tuple[list[socket], list[socket], list[socket]]:
+        """As `select.select`, for any number of open files; `xlist` is not looked at."""
+        poll = select.poll()
+        for each in rlist:
+            poll.register(each, select.POLLIN)
+        for each in wlist:
+            poll.register(each, select.POLLOUT)
+        ready = {number for number, _ in poll.poll(None if timeout is None else timeout * 1000)}
+        return (
+            [each for each in rlist if each.fileno() in ready],
+            [each for each in wlist if each.fileno() in ready],
+            [],
+        )
 
 
 def _stat(stat: ZnodeStat) -> Stat:

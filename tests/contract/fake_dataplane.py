@@ -14,7 +14,7 @@ from enum import Enum
 
 from minuteman.dataplane.base import Applied
 from minuteman.errors import DataplaneError
-from minuteman.model import BackendCounters, Counters, Endpoint, Frontend, Problem
+from minuteman.model import Counters, Endpoint, Frontend, Problem
 from minuteman.reconcile.kernelstate import (
     DropVip,
     KernelState,
@@ -105,18 +105,12 @@ class FakeDataplane:
         )
 
     def attached(self) -> tuple[Problem, ...]:
-        self._check_open()
-        return () if self.maps.attached else (Problem("fake", "", "attached", "It is not."),)
+        attached = self._is_open and self.maps.attached
+        return () if attached else (Problem("fake", "", "attached", "It is not."),)
 
     def counters(self) -> Counters:
         self._check_open()
-        frontends = {vip.vip_id: frontend for frontend, vip in self.maps.vips.items()}
-        counted = {
-            (frontends[backend.vip_id], backend.endpoint): BackendCounters()
-            for backend in self.audit().backends.values()
-            if backend.vip_id in frontends
-        }
-        return Counters(by_vip_backend=counted)
+        return Counters()  # nobody connects here
 
     def close(self) -> None:
         self._is_open = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from itertools import pairwise
@@ -74,19 +74,8 @@ def endpoints(name: str, *numbers: int) -> frozenset[Endpoint]:
 
 
 def snapshot(*units: Unit, source: str = "marathon") -> Snapshot:
-    """One that an earlier run saved, of the world that `World` begins with."""
+    """One that an earlier run saved, of the world that `FakeSource` begins with."""
     return Snapshot(source, Origin("1:1", 0), {unit.id: unit for unit in units})
-
-
-class World(FakeSource):
-    """A source whose whole world can be said at once."""
-
-    def is_now(self, units: Iterable[Unit] = ()) -> None:
-        """A later read of the same world found these units."""
-        now = {unit.id: unit for unit in units}
-        if gone := self._units.keys() - now.keys():
-            self.drop(*gone)
-        self.put(*(unit for unit in now.values() if self._units.get(unit.id) is not unit))
 
 
 class Host:
@@ -96,13 +85,11 @@ class Host:
         self,
         maps: Maps | None = None,
         memory: Memory | None = None,
-        sources: Sequence[World] | None = None,
+        sources: Sequence[FakeSource] | None = None,
         limits: Limits | None = None,
     ) -> None:
-        self.sources = sources or [World("marathon")]
+        self.sources = sources or [FakeSource("marathon")]
         self.source = self.sources[0]
-        for source in self.sources:
-            source.start(lambda: None)
         self.dataplane = FakeDataplane(limits, maps)
         self.now = 1000.0
         self.wake = self.now
@@ -153,7 +140,7 @@ class Host:
 def serving(*units: Unit) -> Host:
     """A host whose kernel has these units, from a source that was read."""
     host = Host()
-    host.source.is_now(units)
+    host.source.read(units)
     host.step()
     return host
 
@@ -177,7 +164,7 @@ def test_an_app_scaled_to_zero_refuses_at_once_and_is_still_published() -> None:
 
 def test_an_app_that_is_gone_takes_its_vip_along() -> None:
     host = serving(app("web"), instance("web", 1), app("api"))
-    host.source.is_now([app("api")])
+    host.source.read([app("api")])
     host.step()
     assert host.reach == {API: Verdict.REFUSED}
     assert host.published.vips.keys() == {KEYS["api"]}
@@ -207,7 +194,7 @@ def test_a_read_that_says_the_same_is_no_reason_to_write_or_to_speak() -> None:
     units = [app("web"), instance("web", 1)]
     host = serving(*units)
     done, updates = len(host.dataplane.done), len(host.updates)
-    host.source.is_now([replace(unit, revision=2) for unit in units])
+    host.source.read([replace(unit, revision=2) for unit in units])
     host.step()
     assert (len(host.dataplane.done), len(host.updates)) == (done, updates)
 
@@ -243,7 +230,7 @@ def test_what_pins_hold_stays_until_the_source_was_read_and_goes_then() -> None:
     assert host.reach == before.reach
     assert host.dataplane.done == []
     assert host.loop.has_a_purpose
-    host.source.is_now([instance("web", 1)])
+    host.source.read([instance("web", 1)])
     host.step()
     assert host.reach == {WEB: endpoints("web", 1)}
 
@@ -253,7 +240,7 @@ def test_a_restart_writes_nothing_that_is_there_already() -> None:
     before = serving(*units)
     host = before.successor(before.memories[-1])
     host.step()
-    host.source.is_now(units)
+    host.source.read(units)
     host.step()
     assert host.dataplane.done == []
     assert host.published.vips == before.published.vips
@@ -262,12 +249,12 @@ def test_a_restart_writes_nothing_that_is_there_already() -> None:
 
 def test_every_source_must_have_been_read_before_anything_goes() -> None:
     before = serving(instance("web", 1), instance("api", 1))
-    host = Host(before.dataplane.maps, sources=[World("marathon"), World("tasks")])
+    host = Host(before.dataplane.maps, sources=[FakeSource("marathon"), FakeSource("tasks")])
     marathon, tasks = host.sources
-    marathon.is_now([instance("web", 2), instance("db", 1)])
+    marathon.read([instance("web", 2), instance("db", 1)])
     host.step()
     assert host.reach == before.reach | {DB: endpoints("db", 1)}
-    tasks.is_now([instance("api", 2)])
+    tasks.read([instance("api", 2)])
     host.step()
     assert host.reach == {
         WEB: endpoints("web", 2),
@@ -280,7 +267,7 @@ def test_without_a_read_or_anything_to_serve_there_is_no_purpose() -> None:
     host = Host()
     host.step()
     assert not host.loop.has_a_purpose
-    host.source.is_now()
+    host.source.read()
     host.step()
     assert host.loop.has_a_purpose
 
@@ -309,7 +296,7 @@ def test_what_is_believed_is_remembered_and_a_file_is_not_believed() -> None:
     host = Host(memory=memory)
     host.step()
     assert host.memories == []
-    host.source.is_now([instance("web", 1), instance("web", 2)])
+    host.source.read([instance("web", 1), instance("web", 2)])
     host.step()
     (remembered,) = host.memories[-1].snapshots
     assert remembered.units.keys() == {"instance/web.1", "instance/web.2"}
@@ -366,7 +353,7 @@ def test_there_must_be_a_doubt_to_believe() -> None:
 def test_without_any_memory_an_empty_world_does_not_empty_the_kernel() -> None:
     before = serving(instance("web", 1), instance("api", 1))
     host = before.successor()
-    host.source.is_now()
+    host.source.read()
     host.step()
     host.step(3600)
     assert host.reach == before.reach
@@ -406,7 +393,7 @@ def test_what_is_withheld_is_remembered_under_the_world_that_was_believed() -> N
 def test_after_a_failed_operation_everything_is_read_back_and_reached(successes: int) -> None:
     host = serving(instance("web", 1), instance("api", 1))
     published = host.published.vips
-    host.source.is_now([instance("web", 2), instance("db", 1)])
+    host.source.read([instance("web", 2), instance("db", 1)])
     host.dataplane.fail_after = successes
     host.step()
     assert host.published.vips == published
@@ -453,9 +440,22 @@ def test_maps_that_cannot_be_read_back_are_tried_again() -> None:
     assert host.reach == {WEB: endpoints("web", 1, 2)}
 
 
+def test_maps_that_cannot_be_audited_are_tried_again_before_anything_is_known() -> None:
+    host = Host()
+    host.step()
+    host.dataplane.close()
+    host.step(60)
+    assert any("not open" in reason for reason in host.reasons)
+    assert host.wake == pytest.approx(host.now + 0.1)
+    host.dataplane.open()
+    host.step_when_due()
+    assert not any("not open" in reason for reason in host.reasons)
+    assert host.wake > host.now
+
+
 def test_a_vip_without_room_keeps_what_it_had_until_there_is_room() -> None:
     host = Host(limits=Limits(vips=2, slots=64, backends=64))
-    host.source.is_now([instance("web", 1), instance("api", 1)])
+    host.source.read([instance("web", 1), instance("api", 1)])
     host.step()
     host.source.put(instance("db", 1))
     host.step()
@@ -503,8 +503,7 @@ def test_a_name_that_moves_takes_its_vip_along() -> None:
             return self.moved or super().claims()
 
     book = MovableBook(HOMES)
-    source, dataplane = World("marathon"), FakeDataplane()
-    source.start(lambda: None)
+    source, dataplane = FakeSource("marathon"), FakeDataplane()
     loop = Loop(
         sources=[source],
         table=Table(lambda _: None),
@@ -516,7 +515,7 @@ def test_a_name_that_moves_takes_its_vip_along() -> None:
         remember=lambda _: None,
         now=0.0,
     )
-    source.is_now([instance("web", 1)])
+    source.read([instance("web", 1)])
     loop.step(0.0)
     assert dataplane.reachable(WEB) == endpoints("web", 1)
     address = ip_address("11.0.0.77")
@@ -576,7 +575,7 @@ def test_after_any_history_the_kernel_is_as_after_one_read(
     for event in history:
         match event:
             case Read(found):
-                host.source.is_now(found)
+                host.source.read(found)
                 host.step()
             case Fail(after):
                 host.dataplane.fail_after = after
@@ -587,7 +586,7 @@ def test_after_any_history_the_kernel_is_as_after_one_read(
                 host.step()
     host.dataplane.fail_after = None
     world = [*last, app("web", 9)] if all(unit.id != "app/web" for unit in last) else last
-    host.source.is_now(world)
+    host.source.read(world)
     for _ in range(2):
         host.step(QUIET_SECONDS)
     fresh = serving(*world)

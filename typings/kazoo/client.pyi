@@ -2,6 +2,7 @@ from collections.abc import Callable, Mapping, Sequence
 from logging import Logger
 from typing import Literal, ParamSpec, TypeVar
 
+from kazoo.handlers.threading import SequentialThreadingHandler
 from kazoo.interfaces import IAsyncResult
 from kazoo.protocol.states import WatchedEvent, ZnodeStat
 from kazoo.security import ACL
@@ -30,6 +31,7 @@ class KazooClient:
         timeout: float = 10.0,
         *,
         client_id: tuple[int, bytes] | None = None,
+        handler: SequentialThreadingHandler | None = None,
         auth_data: Sequence[tuple[str, str]] | None = None,
         connection_retry: Mapping[str, float] | None = None,
         command_retry: Mapping[str, float] | None = None,
