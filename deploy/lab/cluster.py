@@ -1,0 +1,123 @@
+"""The sample cluster: one host under test with an agent, and all that surrounds it.
+
+    with Cluster(folder, cgroup) as cluster:      # ZooKeeper, network, sample apps, their tasks
+        cluster.agent.start()
+        cluster.agent.wait_healthy()
+
+It lives in the namespaces and the cgroup of a sandbox, and ends with the process that made it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from lab.agent import BPFFS, MINUTEMAN, Agent, environment
+from lab.marathon import Marathon
+from lab.network import Network
+from lab.scheduler import Scheduler
+from lab.wait import LabError
+from lab.zookeeper import Server
+from minuteman.dataplane import bpf, cgroup, pins
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SETTINGS = EXAMPLES / "minuteman.toml"
+PINS = BPFFS / "minuteman"
+
+
+class Cluster:
+    """Made by `__enter__`, gone after `__exit__`.
+
+    `folder` is for its files; `served` is an empty cgroup, version 2, for the programs and clients.
+    """
+
+    def __init__(self, folder: Path, served: Path) -> None:
+        self.served = served
+        self.zookeeper = Server(folder / "zookeeper")
+        self.network = Network()
+        self.marathon = Marathon(self.zookeeper.address)
+        self.scheduler = Scheduler(self.marathon, self.network)
+        self.agent = Agent(self.zookeeper.url, served, folder / "agent", SETTINGS)
+        self._frontends: dict[str, tuple[str, int]] = {}
+        self._ending = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as ending:
+            ending.enter_context(self.zookeeper)
+            ending.callback(self.network.close)
+            self.network.open()
+            ending.enter_context(self.marathon)
+            ending.callback(self.scheduler.close)
+            for example in sorted(EXAMPLES.glob("*.json")):
+                self.scheduler.deploy(json.loads(example.read_text(encoding="utf-8")))
+            ending.callback(self._end_agent)
+            self._ending = ending.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._ending.close()
+
+    def _end_agent(self) -> None:
+        self.agent.kill()
+        pins.remove_all(PINS)
+
+    def resolve(self, host_port: str) -> tuple[str, int]:
+        """Address and port of a VIP. Asked once: a VIP keeps its address. Errors: LabError."""
+        if host_port not in self._frontends:
+            vip = self.agent.vip(host_port)
+            self._frontends[host_port] = (vip.addresses[0], vip.port)
+        return self._frontends[host_port]
+
+    # ---- what a person could do on this host --------------------------------------------------
+    def minuteman(self, *words: str) -> str:
+        """What the command `minuteman WORDS` prints. Errors: LabError."""
+        command = subprocess.run(
+            [MINUTEMAN, *words], env=environment(), capture_output=True, check=False, text=True
+        )
+        if command.returncode:
+            raise LabError(f"`minuteman {' '.join(words)}`: {command.stderr.strip()}")
+        return command.stdout
+
+    def connect_outside(self, address: str, port: int) -> None:
+        """Send a SYN from here: from a process that is not served."""
+        with socket.socket() as client:
+            client.setblocking(False)
+            client.connect_ex((address, port))
+
+    def detach(self) -> None:
+        """Run `minuteman agent --detach-all`. Errors: LabError."""
+        done = self.agent.detach()
+        if done.returncode:
+            raise LabError(f"--detach-all ended with {done.returncode}: {done.stderr.strip()}")
+
+    # ---- what the kernel has ------------------------------------------------------------------
+    def leftovers(self) -> list[str]:
+        """Pins of the agent's, and programs in effect on the served cgroup."""
+        left = [str(PINS)] if PINS.exists() else []
+        fd = cgroup.open_cgroup(self.served)
+        try:
+            for name, hook in pins.PROGRAMS.items():
+                if bpf.effective_programs(fd, hook):
+                    left.append(f"a {name} program")
+        finally:
+            os.close(fd)
+        return left
+
+    def detach_program(self, name: str) -> None:
+        """Take one program of the agent's off the cgroup, behind its back."""
+        link = bpf.open_pin(pins.Pins(PINS).links / name)
+        try:
+            bpf.detach_link(link)
+        finally:
+            os.close(link)

@@ -1,0 +1,102 @@
+"""What changes in ZooKeeper, and what happens to the agent, while requests run."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from lab import facts
+from lab.cluster import EXAMPLES, Cluster
+from lab.load import Load
+
+RESTARTS = 20
+CHANGES = 60
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture
+def load(cluster: Cluster) -> Iterator[Load]:
+    """Requests to /web."""
+    vip = facts.vip_of(cluster, facts.NAMED, "/web")
+    with Load(cluster.served, vip.addresses[0], vip.port) as load:
+        load.wait_for_more(facts.REQUESTS)
+        yield load
+
+
+def answered_by(load: Load) -> set[str]:
+    """Who answered the last requests."""
+    load.wait_for_more(facts.REQUESTS)
+    return {answer.task_id for answer in load.answers()[-facts.REQUESTS // 2 :]}
+
+
+@pytest.mark.timeout(300)
+def test_killing_the_agent_over_and_over_loses_no_request(cluster: Cluster, load: Load) -> None:
+    for _ in range(RESTARTS):
+        cluster.agent.kill()
+        load.wait_for_more(facts.REQUESTS)
+        cluster.agent.start()
+        cluster.agent.wait_healthy()
+        load.wait_for_more(facts.REQUESTS)
+    answers = load.answers()
+    facts.demand_answers(answers, "/web")
+    assert len(answers) > 2 * RESTARTS * facts.REQUESTS
+
+
+def test_what_changed_while_the_agent_was_dead_is_right_when_it_is_back(
+    cluster: Cluster, load: Load
+) -> None:
+    cluster.agent.kill()
+    cluster.scheduler.scale("/web", 4)
+    cluster.agent.start()
+    cluster.agent.wait_healthy()
+    facts.vip_of(cluster, facts.NAMED, "/web")
+    assert answered_by(load) == cluster.scheduler.task_ids("/web")
+    cluster.scheduler.scale("/web", 3)
+    assert answered_by(load) == cluster.scheduler.task_ids("/web")
+    facts.demand_answers(load.answers(), "/web")
+
+
+def test_an_upgrade_of_an_app_loses_no_request(cluster: Cluster, load: Load) -> None:
+    before = cluster.scheduler.task_ids("/web")
+    cluster.scheduler.deploy(json.loads((EXAMPLES / "web.json").read_text(encoding="utf-8")))
+    after = cluster.scheduler.task_ids("/web")
+    assert not before & after
+    assert answered_by(load) == after
+    facts.demand_answers(load.answers(), "/web")
+
+
+def test_an_app_scaled_to_zero_refuses_and_sends_nothing(cluster: Cluster) -> None:
+    try:
+        facts.zero(cluster)
+    finally:
+        cluster.scheduler.scale("/web", 3)
+    facts.reach_every_backend(cluster, facts.NAMED, "/web")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_any_sequence_of_changes_loses_no_request(cluster: Cluster, load: Load) -> None:
+    chance = random.Random(CHANGES)  # noqa: S311 - the same every time
+    web = json.loads((EXAMPLES / "web.json").read_text(encoding="utf-8"))
+    for _ in range(CHANGES):
+        tasks = sorted(cluster.scheduler.task_ids("/web"))
+        match chance.choice(["scale", "kill", "upgrade", "restart"]):
+            case "kill" if len(tasks) > 1:
+                cluster.scheduler.kill(chance.choice(tasks))
+            case "upgrade":
+                cluster.scheduler.deploy(web)
+            case "restart":
+                cluster.agent.kill()
+                cluster.agent.start()
+                cluster.agent.wait_healthy()
+            case _:
+                cluster.scheduler.scale("/web", chance.randint(1, 6))
+        load.wait_for_more(facts.REQUESTS)
+    cluster.scheduler.scale("/web", 3)
+    facts.vip_of(cluster, facts.NAMED, "/web")
+    assert answered_by(load) == cluster.scheduler.task_ids("/web")
+    facts.demand_answers(load.answers(), "/web")
