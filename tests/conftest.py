@@ -80,3 +80,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for tier in MISSING.keys() - required:
             if item.get_closest_marker(tier) and (why := MISSING[tier]()):
                 item.add_marker(pytest.mark.skip(reason=f"{tier}: {why}"))
+    # The pure ones come first: hypothesis does not bear threads of a cluster that use `random`.
+    tiers = list(MISSING)
+    items.sort(key=lambda item: tiers.index(item.path.relative_to(TESTS).parts[0]))
