@@ -130,6 +130,12 @@ def zero(cluster: Cluster) -> str:
         load.wait_for_more(REQUESTS)
         gone = cluster.scheduler.scale("/web", 0)
         load.wait_for("refusal", lambda answers: not answers[-1].task_id, SETTLE_SECONDS)
+        # A host refuses too, where a task has ended: this is about the VIP.
+        until(
+            "refusal that the kernel counts as its own",
+            lambda: cluster.agent.decisions("refused_empty") > by_kernel,
+            SETTLE_SECONDS,
+        )
         load.wait_for_more(REQUESTS)
     # Before that, the last tasks ended under the hands of their clients.
     answers = load.answers()
@@ -138,11 +144,6 @@ def zero(cluster: Cluster) -> str:
     delay_seconds = max(0.0, answers[last].ended - gone)
     if not refused or delay_seconds > REFUSE_SECONDS:
         raise LabError(f"still {answers[last].error or 'an answer'} after {_ms(delay_seconds)}")
-    until(
-        "refusal that the kernel counts as its own",
-        lambda: cluster.agent.decisions("refused_empty") > by_kernel,
-        SETTLE_SECONDS,
-    )
     if left := cluster.network.packets_escaped() - escaped:
         raise LabError(f"{left} packets left by the default route")
     return (
