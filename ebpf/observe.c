@@ -73,15 +73,20 @@ static inline void on_close(struct conn *conn)
     stats->last_failure_ns = bpf_ktime_get_ns();
 }
 
+/* Most of what the kernel tells is not for us: that is settled before anything is looked up. */
+static inline int concerns_us(struct bpf_sock_ops *ctx)
+{
+    if (ctx->op == BPF_SOCK_OPS_STATE_CB)
+        return ctx->args[1] == BPF_TCP_CLOSE;
+    return ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB || ctx->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB;
+}
+
 int sock_ops(struct bpf_sock_ops *ctx)
 {
     struct bpf_sock *sk = ctx->sk;
     struct conn *conn;
 
-    if (ctx->op != BPF_SOCK_OPS_TCP_CONNECT_CB && ctx->op != BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB &&
-        ctx->op != BPF_SOCK_OPS_STATE_CB)
-        return ALLOW;
-    if (!sk)
+    if (!sk || !concerns_us(ctx))
         return ALLOW;
     conn = conns.sk_storage_get(sk, 0, 0);
     if (!conn)
@@ -90,7 +95,7 @@ int sock_ops(struct bpf_sock_ops *ctx)
         on_connect(ctx, conn);
     else if (ctx->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB)
         on_established(conn);
-    else if (ctx->args[1] == BPF_TCP_CLOSE)
+    else
         on_close(conn);
     return ALLOW;
 }
