@@ -178,7 +178,12 @@ class Agent:
             self._dataplane.counters,
         )
         stack.callback(self._front.close)
-        control = ControlSocket(settings.state_dir / CONTROL, self._selector, self._do)
+        try:
+            control = ControlSocket(settings.state_dir / CONTROL, self._selector, self._do)
+        except OSError as exc:  # a socket's path has at most 107 octets
+            raise ConfigError(
+                f"state_dir: no socket at {settings.state_dir / CONTROL}: {exc}"
+            ) from exc
         stack.callback(control.close)
         self._guard.start(bell)
         self._deadline = time.monotonic() + settings.start_timeout_seconds
@@ -186,11 +191,12 @@ class Agent:
     def serve(self) -> None:
         """Take step after step until a signal comes.
 
-        Errors: SourceError when there is nothing to serve and no source to learn it from.
+        Errors: SourceError when there is nothing to serve and no source to learn it from,
+        ConfigError when the front process cannot work as it is set.
         """
         while not self._is_stopping:
             now = time.monotonic()
-            wake = min(self._step(now), self._front.tick(now))
+            wake = min(self._step(now), self._tick_front(now))
             for key, events in self._selector.select(max(0.0, wake - time.monotonic())):
                 react: Callable[[int], None] = key.data
                 react(events)
@@ -213,6 +219,14 @@ class Agent:
                 "the state folder has VIPs of an earlier run"
             )
         return min(wake, self._deadline)
+
+    def _tick_front(self, now: float) -> float:
+        """Do what is due of the front process; returns when to come back. Errors: ConfigError."""
+        try:
+            return self._front.tick(now)
+        except ConfigError:
+            self._has_served = False  # not by an agent that could start
+            raise
 
     def _do(self, request: Request) -> None:
         """Carry out what root asks for. Errors: ModelError, SourceError."""

@@ -11,7 +11,7 @@ import os
 import selectors
 import socket
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from minuteman.errors import ConfigError, DataplaneError
 from minuteman.feed import COUNTERS_PLEASE, PART_SIZE, Pending, Update, encode
@@ -29,6 +29,7 @@ END_SECONDS = 3.0
 """After its socket closed it may run so long."""
 POLL_SECONDS = 0.05
 RECEIVE_BYTES = 4096
+SETTINGS_PREFIX = "MINUTEMAN_"
 
 
 class FrontChild:
@@ -122,6 +123,7 @@ class FrontChild:
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     cwd="/",
+                    env=_without_settings(os.environ),
                 )
         except OSError as exc:
             ours.close()
@@ -214,3 +216,8 @@ class FrontChild:
         waiting = self._frame or self._answer or self._pending
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if waiting else 0)
         self._selector.modify(feed, events, self._ready)
+
+
+def _without_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """`environment` less what configures the agent: ZooKeeper's password may be in there."""
+    return {k: v for k, v in environment.items() if not k.startswith(SETTINGS_PREFIX)}

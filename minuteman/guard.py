@@ -1,12 +1,13 @@
-"""Which addresses no label may take: those of this host and of ZooKeeper, as they are now."""
+"""Which addresses no label may take, as they are now: of this host, its resolvers and ZooKeeper."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
+from pathlib import Path
 
 from minuteman.dataplane.sockets import local_addresses
 from minuteman.errors import DataplaneError
@@ -17,6 +18,7 @@ from minuteman.source.hostnames import Lookup, system_lookup
 log = logging.getLogger(__name__)
 
 REFRESH_SECONDS = 60.0
+RESOLV_CONF = Path("/etc/resolv.conf")
 
 
 class Guard:
@@ -26,13 +28,20 @@ class Guard:
         policy: What an operator allows.
         zookeeper: Addresses and names of ZooKeeper's servers.
         lookup: What names are asked of.
+        resolv_conf: Names this host's resolvers.
     """
 
     def __init__(
-        self, policy: LiteralPolicy, zookeeper: Sequence[str], lookup: Lookup = system_lookup
+        self,
+        policy: LiteralPolicy,
+        zookeeper: Sequence[str],
+        lookup: Lookup = system_lookup,
+        resolv_conf: Path = RESOLV_CONF,
     ) -> None:
         self._zookeeper = zookeeper
         self._lookup = lookup
+        self._resolv_conf = resolv_conf
+        self._resolvers: frozenset[Address] = frozenset()
         self._local: frozenset[Address] = frozenset()
         self._resolved: dict[str, Sequence[Address]] = {}
         """The last good answer for each name."""
@@ -65,6 +74,12 @@ class Guard:
             self._local = local_addresses()
         except DataplaneError as exc:
             log.warning("own addresses not read error=%s", exc)
+        try:
+            text = self._resolv_conf.read_text(encoding="utf-8", errors="replace")
+        except OSError as exc:  # a host without DNS has none
+            log.debug("resolvers not read error=%s", exc)
+        else:
+            self._resolvers = frozenset(_resolvers(text))
 
     def _resolve(self) -> None:
         for name in self._zookeeper:
@@ -75,12 +90,21 @@ class Guard:
                     log.debug("name not resolved name=%s error=%s", name, exc)
 
     def _guarded(self) -> LiteralPolicy:
-        forbidden = dict.fromkeys(self._local, "this host")
+        forbidden = dict.fromkeys(self._resolvers, "a resolver")
+        forbidden |= dict.fromkeys(self._local, "this host")
         for name in self._zookeeper:
             address = _address(name)
             known = self._resolved.get(name, ()) if address is None else (address,)
             forbidden |= dict.fromkeys(known, "ZooKeeper")
         return replace(self.policy, forbidden=forbidden)
+
+
+def _resolvers(resolv_conf: str) -> Iterator[Address]:
+    """The addresses that a resolv.conf names."""
+    for line in resolv_conf.splitlines():
+        match line.split():
+            case ["nameserver", host, *_] if address := _address(host):
+                yield address
 
 
 def _address(host: str) -> Address | None:

@@ -20,7 +20,7 @@ class LiteralPolicy:
     allowed: tuple[Network, ...]
     """The only networks that literal VIPs may be in; mostly private ones."""
     forbidden: Mapping[Address, str] = field(default_factory=dict)
-    """Address -> whose it is, `this host` or `ZooKeeper`: never a VIP, allowed or not."""
+    """Address -> whose it is, such as `this host`: never a VIP, allowed or not."""
     named: tuple[AddressRange, ...] = ()
     """The ranges of named VIPs."""
 

@@ -98,7 +98,7 @@ def check_bpffs(wanted: Path | None) -> str:
 def check_bcc() -> str:
     """Whether BCC can be imported, by a child: it brings a whole compiler along."""
     child = subprocess.run(
-        [sys.executable, "-c", "import bcc; print(bcc.__version__)"],
+        [sys.executable, "-P", "-c", "import bcc; print(bcc.__version__)"],
         capture_output=True,
         check=False,
         text=True,

@@ -22,7 +22,10 @@ Lookup = Callable[[str], Sequence[Address]]
 
 def system_lookup(name: str) -> list[Address]:
     """Ask the system's resolver. Errors: OSError."""
-    answers = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    try:
+        answers = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except UnicodeError as exc:  # a part of it is empty or too long, so Python does not ask
+        raise OSError(f"{name!r} is no host name") from exc
     return [ip_address(sockaddr[0]) for *_, sockaddr in answers if isinstance(sockaddr[0], str)]
 
 

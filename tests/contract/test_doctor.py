@@ -44,6 +44,14 @@ def test_every_feature_of_the_kernel_is_a_row() -> None:
     assert all(row.text or row.finding == "ok" for row in rows)
 
 
+def test_bcc_is_not_looked_for_in_the_folder_that_root_stands_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bcc.py").write_text("__version__ = 'somebody else'")
+    monkeypatch.chdir(tmp_path)
+    assert "somebody" not in checks.check_bcc()
+
+
 def test_a_cgroup_that_does_not_exist(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedKernelError, match="No such file or directory"):
         checks.check_cgroup(tmp_path / "nowhere")

@@ -127,6 +127,14 @@ def test_it_is_told_everything_and_then_each_change(rig: Rig) -> None:
     rig.until(lambda: rig.last_line() == "update 2 5")
 
 
+def test_it_is_not_told_how_the_agent_is_set(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINUTEMAN_ZOOKEEPER", "zk://user:password@10.0.0.1")
+    rig.until(lambda: rig.last_line() == "update 1 0")
+    environment = Path(f"/proc/{rig.child.pid}/environ").read_bytes()
+    assert b"PATH=" in environment
+    assert b"password" not in environment
+
+
 def test_what_is_big_arrives_as_one_update(rig: Rig) -> None:
     rig.published = vips(5000)
     rig.until(lambda: bool(rig.lines()))

@@ -1,9 +1,10 @@
-"""Addresses of this host and of ZooKeeper are never literal VIPs."""
+"""Addresses of this host, its resolvers and ZooKeeper are never literal VIPs."""
 
 from __future__ import annotations
 
 import threading
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 
 from minuteman.guard import Guard
 from minuteman.model import Address
@@ -26,6 +27,15 @@ def test_what_needs_no_resolver_is_known_at_once() -> None:
     assert guard.policy.forbidden[ip_address("127.0.0.1")] == "this host"
     assert guard.policy.refusal(GIVEN) == f"{GIVEN} is an address of ZooKeeper."
     assert guard.policy.refusal(RESOLVED) is None
+
+
+def test_a_resolver_is_no_vip(tmp_path: Path) -> None:
+    conf = tmp_path / "resolv.conf"
+    conf.write_text("search example\nnameserver 10.0.0.2\n# nameserver 10.0.0.3\nnameserver\n")
+    guard = Guard(EVERYWHERE, [], lookup, conf)
+    assert guard.policy.refusal(ip_address("10.0.0.2")) == "10.0.0.2 is an address of a resolver."
+    assert guard.policy.refusal(ip_address("10.0.0.3")) is None
+    assert Guard(EVERYWHERE, [], lookup, tmp_path / "missing").policy.refusal(GIVEN) is None
 
 
 def test_names_follow_and_the_bell_says_so() -> None:

@@ -178,6 +178,26 @@ def test_a_user_that_does_not_exist_is_said_and_nothing_is_left(agents: Agents) 
     assert not (agents.bpffs / "minuteman").exists()
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"), [("FRONT_USER", "no-such-user"), ("API", "10.0.0.1:80")]
+)
+def test_a_front_that_cannot_work_leaves_nothing_though_there_was_something_to_serve(
+    agents: Agents, backends: Backends, setting: str, value: str
+) -> None:
+    agents.remember(backends.listen().port)
+    code, _ = agents.run("agent", wrap=(), **{setting: value})
+    assert code == os.EX_CONFIG
+    assert not (agents.bpffs / "minuteman").exists()
+
+
+def test_a_state_folder_too_deep_for_a_socket_is_named(agents: Agents, tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 108)
+    code, line = agents.run("agent", STATE_DIR=str(deep))
+    assert code == os.EX_CONFIG
+    assert str(deep) in line
+    assert not (agents.bpffs / "minuteman").exists()
+
+
 def test_who_is_not_root_is_told_so(agents: Agents) -> None:
     code, line = agents.run("agent", wrap=("setpriv", "--reuid=65534", "--clear-groups"))
     assert code == os.EX_NOPERM

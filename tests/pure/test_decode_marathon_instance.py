@@ -204,7 +204,8 @@ def test_an_instance_that_waits_for_a_place() -> None:
 
 
 def test_addresses_of_both_families_keep_their_order() -> None:
-    network = a_network(ips=("172.19.0.2", "fd01:b::2:8000:0:2", "172.19.0.2"))
+    ips = ("172.19.0.2", "fd01:b::2:8000:0:2", "172.19.0.2", "::ffff:172.19.0.2")
+    network = a_network(ips=ips)
     task = only_task(an_instance(a_status(networkInfo=network)), in_network(OVERLAY))
     assert task.ips == (IPv4Address("172.19.0.2"), IPv6Address("fd01:b::2:8000:0:2"))
 

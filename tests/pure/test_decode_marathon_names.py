@@ -42,7 +42,11 @@ def test_app_of_instance(instance_id: str, app: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "instance_id", ["", "web", f"web.{UUID}", f"instance-{UUID}", f"web.instance-{UUID}._app.1"]
+    "instance_id",
+    [
+        *("", "web", f"web.{UUID}", f"instance-{UUID}", f"web.instance-{UUID}._app.1"),
+        *(f"..instance-{UUID}", f"...instance-{UUID}"),
+    ],
 )
 def test_what_is_no_instance(instance_id: str) -> None:
     with pytest.raises(ModelError, match="instanceId"):

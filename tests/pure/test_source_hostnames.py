@@ -132,5 +132,11 @@ def test_close_waits_for_no_answer(names: Names) -> None:
     names.resolver.open.set()
 
 
+@pytest.mark.parametrize("name", ["a..b", f"{'a' * 64}.example"])
+def test_what_can_be_no_name_is_one_that_is_not_found(name: str) -> None:
+    with pytest.raises(OSError, match="name"):
+        system_lookup(name)
+
+
 def test_the_system_knows_localhost() -> None:
     assert all(address.is_loopback for address in system_lookup("localhost"))

@@ -7,7 +7,7 @@ from base64 import b64decode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from ipaddress import ip_address
+from ipaddress import IPv4Address, ip_address
 
 import msgspec
 
@@ -278,12 +278,17 @@ def _agent_ip(
 
 @lru_cache(maxsize=65_536)
 def _address(text: str) -> Address | None:
-    """The address that `text` is. One object for all tasks that have it."""
+    """The address that `text` is. One object for all tasks that have it.
+
+    `::ffff:1.2.3.4` is 1.2.3.4: to the kernel they are one destination.
+    """
     try:
         address = ip_address(text)
     except ValueError:
         return None
-    return None if "%" in text else address
+    if isinstance(address, IPv4Address):
+        return address
+    return None if address.scope_id else address.ipv4_mapped or address
 
 
 # ---- ports ---------------------------------------------------------------------------------------

@@ -37,7 +37,8 @@ def app_of_instance(instance_id: str) -> str:
 
     Errors: ModelError.
     """
-    if not (match := _INSTANCE_ID.fullmatch(instance_id)):
+    match = _INSTANCE_ID.fullmatch(instance_id)
+    if match is None or match["app"] in (".", ".."):  # these are no names of znodes
         raise ModelError("instanceId", instance_id, "it is not <app>.instance-<uuid>")
     return match["app"]
 
