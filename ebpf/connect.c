@@ -29,7 +29,8 @@ static inline int is_mapped(const __be32 *addr)
     return addr[0] == 0 && addr[1] == 0 && addr[2] == bpf_htonl(0xffff);
 }
 
-static inline struct vip *vip_at(const struct target *to)
+/* Where the VIP for `to` is in `vips`; NULL: there is none. */
+static inline u32 *place_of(const struct target *to)
 {
     struct vip4_key key4 = {};
     struct vip6_key key6 = {};
@@ -49,24 +50,49 @@ static inline struct vip *vip_at(const struct target *to)
     return vips6.lookup(&key6);
 }
 
+/* Copy the run in use and the id of the VIP at `place`; 0 when it is not that of `to` any more. */
+static inline int read_vip(int place, const struct target *to, struct run *run, u32 *id)
+{
+    struct vip *vip = vips.lookup(&place);
+    u32 turn;
+
+    if (!vip)
+        return 0;
+    turn = *(volatile u32 *)&vip->turn;
+    if (turn & 1)
+        *run = *(volatile struct run *)&vip->runs[1];
+    else
+        *run = *(volatile struct run *)&vip->runs[0];
+    *id = *(volatile u32 *)&vip->id;
+    if (vip->addr[0] != to->addr[0] || vip->addr[1] != to->addr[1] ||
+        vip->addr[2] != to->addr[2] || vip->addr[3] != to->addr[3] ||
+        vip->port != to->port || vip->proto != to->proto)
+        return 0;
+    return *(volatile u32 *)&vip->turn == turn;
+}
+
 /* What to do with a connection to `to`; REDIRECT: to `choice`, which is noted on the socket. */
 static inline int translate(struct bpf_sock_addr *ctx, const struct target *to, struct choice *choice)
 {
+    struct run run = {};
     struct conn *conn;
-    struct vip *vip;
     int chosen = 0;
+    u32 *place;
+    u32 id = 0;
 
 #pragma unroll
     for (int i = 0; i < PICK_TRIES; i++) {
-        vip = vip_at(to);
-        if (!vip) {
+        place = place_of(to);
+        if (!place) {
             /* What the socket was given before is void once it connects elsewhere. */
             conns.sk_storage_delete(ctx->sk);
             return PASS;
         }
-        if (!(vip->up | vip->maybe | vip->draining))
-            return refuse(REFUSED_EMPTY);
-        chosen = pick(vip, choice);
+        if (read_vip(*place, to, &run, &id)) {
+            if (!(run.up | run.maybe | run.draining))
+                return refuse(REFUSED_EMPTY);
+            chosen = pick(&run, id, choice);
+        }
         if (chosen)
             break;
         count(RETRIED);

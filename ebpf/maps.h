@@ -17,7 +17,7 @@
 #define ALLOW 1
 #define REFUSE 0
 
-/* ---- vips4, vips6: what a program connects to -> the run of backends behind it ---------------- */
+/* ---- vips4, vips6: what a program connects to -> where its VIP is in `vips` -------------------- */
 struct vip4_key {                                                        /* "=4s2sBx" in layout.py */
     __be32 addr;
     __be16 port;
@@ -34,15 +34,29 @@ struct vip6_key {                                                       /* "=16s
 };
 _Static_assert(sizeof(struct vip6_key) == 20, "vip6_key: keep minuteman/dataplane/layout.py in step");
 
-struct vip {                                                              /* "=6I" in layout.py */
-    u32 base;                             /* first slot of the run; sorted: up, maybe, draining */
+/* ---- vips: the run of backends behind each VIP ------------------------------------------------- */
+struct run {
+    u32 base;                             /* first slot; sorted: up, maybe, draining */
     u32 up;                               /* slots per tier */
     u32 maybe;
     u32 draining;
-    u32 id;                               /* never used again for another VIP */
+};
+
+/* The agent writes it through a mapping: a change goes into the run that is not in use, and then
+ * `turn`, one aligned word, says that it is. So an entry is whole wherever the agent is killed, and
+ * a program that reads `turn` before and after its copy knows that the copy is of one change. */
+struct vip {                                                 /* "=II4I4I16s2sBxI" in layout.py */
+    u32 turn;                             /* runs[turn % 2] is in use; only ever counts up */
+    u32 id;                               /* never that of two VIPs at once */
+    struct run runs[2];
+    __be32 addr[4];                       /* whose entry this is, to be compared: the place of a
+                                           * VIP that is gone is used again */
+    __be16 port;
+    u8 proto;
+    u8 zero;
     u32 flags;
 };
-_Static_assert(sizeof(struct vip) == 24, "vip: keep minuteman/dataplane/layout.py in step");
+_Static_assert(sizeof(struct vip) == 64, "vip: keep minuteman/dataplane/layout.py in step");
 
 /* ---- slots, backends: a run is a piece of the slot array, a slot is the id of a backend -------- */
 struct backend {                                                  /* "=16s2sBBIII" in layout.py */
@@ -51,7 +65,7 @@ struct backend {                                                  /* "=16s2sBBII
     u8 proto;
     u8 tier;
     u32 weight;                           /* 0: the id is free */
-    u32 vip_id;                           /* a backend is a member of one VIP */
+    u32 vip_id;                           /* a backend is a member of one VIP; 0: of none */
     u32 epoch;                            /* counts the members that have used this id */
 };
 _Static_assert(sizeof(struct backend) == 32, "backend: keep minuteman/dataplane/layout.py in step");
@@ -107,8 +121,9 @@ _Static_assert(sizeof(struct meta) == 32, "meta: keep minuteman/dataplane/layout
 #define PINNED(type, key, leaf, name, size, flags) \
     BPF_F_TABLE(type ":" PIN_DIR "/" #name, key, leaf, name, size, flags)
 
-PINNED("hash", struct vip4_key, struct vip, vips4, MAX_VIPS, BPF_F_NO_PREALLOC);
-PINNED("hash", struct vip6_key, struct vip, vips6, MAX_VIPS, BPF_F_NO_PREALLOC);
+PINNED("hash", struct vip4_key, u32, vips4, MAX_VIPS, BPF_F_NO_PREALLOC);
+PINNED("hash", struct vip6_key, u32, vips6, MAX_VIPS, BPF_F_NO_PREALLOC);
+PINNED("array", int, struct vip, vips, MAX_VIPS, BPF_F_MMAPABLE);
 PINNED("array", int, u32, slots, MAX_SLOTS, 0);
 PINNED("array", int, struct backend, backends, MAX_BACKENDS, 0);
 PINNED("array", int, struct backend_stats, backend_stats, MAX_BACKENDS, 0);

@@ -5,9 +5,10 @@
  */
 
 /*
- * A run and its backends may be replaced, and their ids go to others, while they are being read. It
- * shows, because a backend names its VIP, and then the VIP is read again. A program can be stopped
- * anywhere for long, so what is used is a copy, checked once more after it was made.
+ * A program can be stopped anywhere, for as long as the scheduler likes. Meanwhile runs are replaced
+ * and what was read belongs to somebody else: the element of a hash, a place in `vips`, slots, a
+ * backend's id. So everything is copied and the copy is checked, a VIP by its address, a backend by
+ * the VIP that it is a member of. When a check fails, all of it is read again.
  */
 #define PICK_TRIES 4
 
@@ -45,8 +46,9 @@ static inline struct backend *member_at(int slot, u32 vip_id, int *id)
     return backend;
 }
 
-/* Copy a member; 0 when its id has been freed meanwhile. The agent frees an id (vip_id 0) before it
- * gives it away, and writes vip_id and epoch last, as one word. */
+/* Copy a member; 0 when its id has been freed meanwhile. Freeing an id clears its vip_id and leaves
+ * the address as it is; only later, in another call, the id is given away. So who sees the address
+ * of the next member sees that it was freed, too. */
 static inline int take(struct choice *choice, struct backend *backend, u32 vip_id, int id)
 {
     u64 *owner = (u64 *)&backend->vip_id;
@@ -62,30 +64,30 @@ static inline int take(struct choice *choice, struct backend *backend, u32 vip_i
     return (u32)before == vip_id && *(volatile u64 *)owner == before;
 }
 
-/* Choose a backend of `vip`, which has slots; 0 when its run is being replaced. */
-static inline int pick(const struct vip *vip, struct choice *choice)
+/* Choose a backend of `run`, which has slots; 0 when it has been replaced. */
+static inline int pick(const struct run *run, u32 vip_id, struct choice *choice)
 {
-    u32 first = vip->base, size = vip->up, one, two;
+    u32 first = run->base, size = run->up, one, two;
     struct backend *a, *b;
     int id = 0, other = 0;
 
     if (!size) {
-        first += vip->up;
-        size = vip->maybe;
+        first += run->up;
+        size = run->maybe;
     }
     if (!size) {
-        first += vip->maybe;
-        size = vip->draining;
+        first += run->maybe;
+        size = run->draining;
     }
     one = below(size);
-    a = member_at(first + one, vip->id, &id);
+    a = member_at(first + one, vip_id, &id);
     if (!a)
         return 0;
     if (size > 1) {
         two = one + 1 + below(size - 1);
         if (two >= size)
             two -= size;
-        b = member_at(first + two, vip->id, &other);
+        b = member_at(first + two, vip_id, &other);
         if (!b)
             return 0;
         if ((u64)load_of(other) * a->weight < (u64)load_of(id) * b->weight) {
@@ -93,7 +95,7 @@ static inline int pick(const struct vip *vip, struct choice *choice)
             id = other;
         }
     }
-    return take(choice, a, vip->id, id);
+    return take(choice, a, vip_id, id);
 }
 
 /* Note on `sk` what it was given, for getpeername and the counters. */

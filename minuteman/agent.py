@@ -39,6 +39,7 @@ from minuteman.errors import (
 )
 from minuteman.frontchild import FrontChild
 from minuteman.guard import Guard
+from minuteman.model import Claims
 from minuteman.names.home import HomeBook, Homes
 from minuteman.policy import LiteralPolicy
 from minuteman.reconcile.loop import Loop
@@ -146,7 +147,7 @@ class Agent:
         self._guard = Guard(policy, hosts(location))
         stack.callback(self._guard.close)
 
-        self._is_successor = Pins(pin_root(settings)).anything()
+        self._is_successor = Pins(pin_root(settings)).serve()
         """Something of ours was attached before."""
         self._has_served = False
         self._dataplane = kernel(settings)
@@ -161,7 +162,7 @@ class Agent:
         self._loop = Loop(
             sources=[self._source],
             table=Table(self._policy.refusal),
-            book=HomeBook(homes),
+            book=HomeBook(homes, Claims(memory.addresses, frozenset(memory.addresses))),
             dataplane=self._dataplane,
             state=state,
             memory=memory,

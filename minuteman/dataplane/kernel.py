@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import subprocess
 import sys
 import time
@@ -12,10 +11,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import cast
 
-from minuteman.dataplane import bpf, cgroup, pins
+from minuteman.dataplane import bpf, cgroup, pins, probe
 from minuteman.dataplane.base import Applied
 from minuteman.dataplane.maps import Maps
-from minuteman.errors import DataplaneError, UnsupportedKernelError
+from minuteman.errors import DataplaneError, RunningError, UnsupportedKernelError
 from minuteman.model import Counters, Problem
 from minuteman.reconcile.kernelstate import (
     DropVip,
@@ -49,25 +48,32 @@ class KernelDataplane:
         self._state_dir = state_dir
         self._limits = limits
         self._cgroup_fd = -1
+        self._lock_fd = -1
         self._maps: Maps | None = None
         self._state = KernelState(limits)
         self._programs: dict[str, int] = {}
 
     def open(self) -> KernelState:
         """Load, attach and read back; see `Dataplane.open`."""
+        if reasons := probe.missing():
+            raise UnsupportedKernelError("run on this kernel", 0, "; ".join(reasons))
         self._cgroup_fd = cgroup.open_cgroup(self._cgroup)
         where = pins.Pins(self._root)
-        ours_before = where.anything()
+        served_before = where.serve()
         try:
+            self._lock_fd = pins.own(self._root)
             _load(where, self._state_dir / "cache", self._limits)
             self._maps = Maps.open(where.maps, self._limits)
             self._state = self._maps.read_state()
             pins.attach(where, self._cgroup_fd, cgroup.cgroup_id(self._cgroup_fd))
             self._programs = pins.program_ids(where)
+        except RunningError:
+            self.close()
+            raise
         except DataplaneError:
             self.close()
-            if not ours_before:
-                self.remove()
+            if not served_before:
+                self._remove_if_ours()
             raise
         log.info(
             "programs attached cgroup=%s vips=%d backends=%d generation=%d",
@@ -112,7 +118,9 @@ class KernelDataplane:
                     case DropVip():
                         maps.drop_vip(op.frontend)
                     case Release():
-                        maps.free_backends(op.backend_ids)
+                        maps.free_backends(
+                            state.backends[i] for i in op.backend_ids if i in state.backends
+                        )
                 yield (op,)
 
     def audit(self) -> KernelState:
@@ -154,14 +162,18 @@ class KernelDataplane:
         if self._maps is not None:
             self._maps.close()
             self._maps = None
-        if self._cgroup_fd >= 0:
-            os.close(self._cgroup_fd)
-            self._cgroup_fd = -1
+        bpf.close_all(fd for fd in (self._cgroup_fd, self._lock_fd) if fd >= 0)
+        self._cgroup_fd = self._lock_fd = -1
 
     def remove(self) -> None:
         """Take away every program, link, map and pin of ours, of any schema."""
         pins.remove_all(self._root)
         log.info("programs removed pins=%s", self._root)
+
+    def _remove_if_ours(self) -> None:
+        """Take away what a failed start has pinned."""
+        if pins.is_on_bpffs(self._root):
+            self.remove()
 
     def _opened(self) -> Maps:
         if self._maps is None:
@@ -171,7 +183,7 @@ class KernelDataplane:
 
 def _load(where: pins.Pins, cache: Path, limits: Limits) -> None:
     """Run the loader child. Errors: UnsupportedKernelError with its last line."""
-    command = [sys.executable, "-m", "minuteman.dataplane.loader"]
+    command = [sys.executable, "-P", "-m", "minuteman.dataplane.loader"]
     command += ["--pins", str(where.root), "--cache", str(cache)]
     command += ["--vips", str(limits.vips), "--slots", str(limits.slots)]
     command += ["--backends", str(limits.backends)]

@@ -12,14 +12,16 @@ from ipaddress import IPv4Address
 from struct import Struct
 
 from minuteman.model import BackendCounters, Endpoint, Frontend, Tier, Transport
-from minuteman.reconcile.kernelstate import Limits, PutBackend, SwapVip
+from minuteman.reconcile.kernelstate import Limits, PutBackend
 
 SCHEMA = 1
 """Goes up with every change of a struct or map; each schema has its own folder of pins."""
 
 VIP4_KEY = Struct("=4s2sBx")
 VIP6_KEY = Struct("=16s2sBx")
-VIP = Struct("=6I")
+PLACE = Struct("=I")
+RUN = Struct("=4I")
+VIP = Struct("=II4I4I16s2sBxI")
 SLOT = Struct("=I")
 BACKEND = Struct("=16s2sBBIII")
 BACKEND_STATS = Struct("=4I3Q20Q")
@@ -36,7 +38,7 @@ REASONS = ("translated", "refused_empty", "refused_torn", "retried", "untracked"
 
 # enum bpf_map_type and flags, linux/bpf.h
 HASH, ARRAY, PERCPU_ARRAY, SK_STORAGE = 1, 2, 6, 24
-NO_PREALLOC = 1
+NO_PREALLOC, MMAPABLE = 1, 1 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +56,9 @@ def map_shapes(limits: Limits) -> dict[str, MapShape]:
     """The shape of each map by its name. Source: ebpf/maps.h."""
     index = SLOT.size
     return {
-        "vips4": MapShape(HASH, VIP4_KEY.size, VIP.size, limits.vips, NO_PREALLOC),
-        "vips6": MapShape(HASH, VIP6_KEY.size, VIP.size, limits.vips, NO_PREALLOC),
+        "vips4": MapShape(HASH, VIP4_KEY.size, PLACE.size, limits.vips, NO_PREALLOC),
+        "vips6": MapShape(HASH, VIP6_KEY.size, PLACE.size, limits.vips, NO_PREALLOC),
+        "vips": MapShape(ARRAY, index, VIP.size, limits.vips, MMAPABLE),
         "slots": MapShape(ARRAY, index, SLOT.size, limits.slots),
         "backends": MapShape(ARRAY, index, BACKEND.size, limits.backends),
         "backend_stats": MapShape(ARRAY, index, BACKEND_STATS.size, limits.backends),
@@ -86,15 +89,16 @@ def unpack_frontend(raw: bytes) -> Frontend:
     )
 
 
-def pack_vip(vip: SwapVip) -> bytes:
-    """Value of `vip` in `vips4` or `vips6`. Shape: base up maybe draining id flags, 4 each."""
-    return VIP.pack(vip.base, *vip.counts, vip.vip_id, 0)
+def pack_identity(frontend: Frontend) -> bytes:
+    """Whose an entry of `vips` is: the part of `struct vip` that is compared.
 
-
-def unpack_vip(frontend: Frontend, raw: bytes) -> SwapVip:
-    """The entry of `frontend`."""
-    base, up, maybe, draining, vip_id, _flags = VIP.unpack(raw)
-    return SwapVip(frontend, vip_id, base, (up, maybe, draining))
+    Shape: address(16, IPv4-mapped) port(2) protocol(1) zero(1).   Source: struct vip.
+    """
+    return VIP6_KEY.pack(
+        mapped(frontend.address.packed),
+        frontend.port.to_bytes(2, "big"),
+        PROTOCOL[frontend.transport],
+    )
 
 
 def mapped(packed: bytes) -> bytes:
@@ -120,9 +124,13 @@ def pack_backend(backend: PutBackend, epoch: int) -> bytes:
     )
 
 
-def pack_free_backend(epoch: int) -> bytes:
-    """Value of a free id: nothing but its epoch, so that the next member gets another."""
-    return BACKEND.pack(bytes(16), bytes(2), 0, 0, 0, 0, epoch)
+def pack_free_backend(raw: bytes) -> bytes:
+    """The entry `raw` of `backends` as that of a free id: a member of no VIP, of no weight.
+
+    Address, port and epoch stay, so that a program that is using them reads nothing half.
+    """
+    *address, _weight, _vip_id, epoch = BACKEND.unpack(raw)
+    return BACKEND.pack(*address, 0, 0, epoch)
 
 
 def unpack_backend(backend_id: int, raw: bytes) -> tuple[PutBackend | None, int]:

@@ -27,6 +27,7 @@ import ebpf
 from minuteman.dataplane import bpf, pins
 from minuteman.dataplane.layout import map_shapes
 from minuteman.errors import MinutemanError, UnsupportedKernelError
+from minuteman.privileges import end_with_parent
 from minuteman.reconcile.kernelstate import Limits
 
 SOURCES = ("maps.h", "pick.h", "connect.c", "getpeername.c", "observe.c")
@@ -154,6 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.add_argument(f"--{capacity}", type=int, required=True)
     options = parser.parse_args(arguments)
     limits = Limits(options.vips, options.slots, options.backends)
+    end_with_parent()
     try:
         compile_and_pin(pins.Pins(options.pins), options.cache, limits)
     except MinutemanError as exc:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from minuteman.dataplane import bpf, layout
+from minuteman.dataplane.places import Places
+from minuteman.errors import DataplaneError
 from minuteman.model import BackendCounters, Frontend
 from minuteman.reconcile.kernelstate import KernelState, Limits, PutBackend, SwapVip
 
@@ -19,6 +22,7 @@ class Maps:
 
     fds: Mapping[str, int]
     limits: Limits
+    places: Places
     epochs: dict[int, int] = field(default_factory=dict)
     """Backend id -> epoch, for ids that were ever used."""
 
@@ -29,12 +33,17 @@ class Maps:
         try:
             for name in layout.map_shapes(limits):
                 fds[name] = bpf.open_pin(folder / name)
-        except BaseException:
+            places = Places(fds["vips"], limits.vips)
+        except OSError as exc:
+            bpf.close_all(fds.values())
+            raise DataplaneError("map vips into memory", exc.errno or 0) from exc
+        except DataplaneError:
             bpf.close_all(fds.values())
             raise
-        return cls(fds, limits)
+        return cls(fds, limits, places)
 
     def close(self) -> None:
+        self.places.close()
         bpf.close_all(self.fds.values())
         self.fds = {}
 
@@ -55,13 +64,18 @@ class Maps:
             ],
         )
 
-    def free_backends(self, backend_ids: Iterable[int]) -> None:
-        """Mark ids as free; sockets that still hold one count no more."""
+    def free_backends(self, backends: Iterable[PutBackend]) -> None:
+        """Mark the ids of `backends` as free; sockets that still hold one count no more."""
         self._write_array(
             "backends",
             [
-                (backend_id, layout.pack_free_backend(self.epochs.get(backend_id, 0)))
-                for backend_id in backend_ids
+                (
+                    backend.id,
+                    layout.pack_free_backend(
+                        layout.pack_backend(backend, self.epochs.get(backend.id, 0))
+                    ),
+                )
+                for backend in backends
             ],
         )
 
@@ -73,14 +87,19 @@ class Maps:
         )
 
     def swap_vip(self, vip: SwapVip) -> None:
-        """The one write that connections can see. Errors: E2BIG when the map is full."""
-        bpf.update(
-            self._vips(vip.frontend), layout.pack_frontend(vip.frontend), layout.pack_vip(vip)
-        )
+        """The one write that connections can see. Errors: E2BIG when there is no place left."""
+        try:
+            place = self.places.write(vip)
+        except IndexError as exc:
+            raise DataplaneError(f"add {vip.frontend}", errno.E2BIG) from exc
+        if place is not None:
+            key = layout.pack_frontend(vip.frontend)
+            bpf.update(self._vips(vip.frontend), key, layout.PLACE.pack(place))
 
     def drop_vip(self, frontend: Frontend) -> None:
         """Connections to `frontend` pass untouched from now on."""
         bpf.delete(self._vips(frontend), layout.pack_frontend(frontend))
+        self.places.forget(frontend)
 
     def write_meta(self, generation: int) -> None:
         """Sign what is there with the schema, the generation and this boot."""
@@ -90,7 +109,7 @@ class Maps:
     # ---- reading --------------------------------------------------------------------------------
     def read_state(self) -> KernelState:
         """Everything the maps say. A backend that is in no VIP's run is a leftover, and free."""
-        vips = self._read_vips()
+        vips = self.read_vips()
         end = max((vip.base + vip.size for vip in vips), default=0)
         slots = memoryview(bpf.read_array(self.fds["slots"], layout.SLOT.size, end)).cast("I")
         runs = {vip.base: tuple(slots[vip.base : vip.base + vip.size]) for vip in vips if vip.size}
@@ -104,12 +123,15 @@ class Maps:
             backends=[backends[i] for i in sorted(used) if i in backends],
         )
 
-    def _read_vips(self) -> list[SwapVip]:
-        vips = []
+    def read_vips(self) -> list[SwapVip]:
+        """Every VIP with its run."""
+        places = {}
         for name, key in (("vips4", layout.VIP4_KEY), ("vips6", layout.VIP6_KEY)):
-            for raw_key, raw_vip in bpf.read_hash(self.fds[name], key.size, layout.VIP.size):
-                vips.append(layout.unpack_vip(layout.unpack_frontend(raw_key), raw_vip))
-        return vips
+            for raw, place in bpf.read_hash(self.fds[name], key.size, layout.PLACE.size):
+                places[layout.unpack_frontend(raw)] = layout.PLACE.unpack(place)[0]
+        places = {f: place for f, place in places.items() if place < self.limits.vips}
+        self.places.adopt(places)
+        return [self.places.read(frontend) for frontend in places]
 
     def _read_backends(self) -> dict[int, PutBackend]:
         size = layout.BACKEND.size

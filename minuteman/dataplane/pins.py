@@ -9,6 +9,7 @@ Pins outlive the agent: programs keep translating while it is away, and the next
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from minuteman.dataplane import bpf
 from minuteman.dataplane.layout import SCHEMA, MapShape
-from minuteman.errors import DataplaneError, LayoutError, UnsupportedKernelError
+from minuteman.errors import DataplaneError, LayoutError, RunningError, UnsupportedKernelError
 
 PROGRAMS: Mapping[str, int] = {
     "connect4": bpf.CGROUP_INET4_CONNECT,
@@ -79,13 +80,7 @@ class Pins:
         return self.folder / "links"
 
     def make_folders(self) -> None:
-        """Make what is missing. Errors: UnsupportedKernelError when `root` is not on a bpffs."""
-        if not is_on_bpffs(self.root):
-            raise UnsupportedKernelError(
-                f"pin in {self.root}",
-                errno.EINVAL,
-                "it is not on a bpffs; mount one: mount -t bpf bpf /sys/fs/bpf",
-            )
+        """Make what is missing below `root`. Errors: UnsupportedKernelError."""
         try:
             for folder in (self.maps, self.programs, self.links):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -115,9 +110,36 @@ class Pins:
                     f"it is {pinned}, wanted is {shape}; `minuteman detach` removes it",
                 )
 
-    def anything(self) -> bool:
-        """Whether something of ours is pinned, of any schema."""
-        return self.root.is_dir() and any(path.is_file() for path in self.root.rglob("*"))
+    def serve(self) -> bool:
+        """Whether programs of ours are attached, of any schema."""
+        return any(self.root.glob("v*/links/*"))
+
+
+def own(root: Path) -> int:
+    """A descriptor that keeps every other agent away from `root` until it is closed.
+
+    `root` is made. Two agents would give the same ids and slots to different VIPs.
+
+    Errors: RunningError while another agent has it, UnsupportedKernelError when `root` is not on a
+    bpffs.
+    """
+    if not is_on_bpffs(root):
+        raise UnsupportedKernelError(
+            f"pin in {root}",
+            errno.EINVAL,
+            "it is not on a bpffs; mount one: mount -t bpf bpf /sys/fs/bpf",
+        )
+    try:
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as exc:
+        raise UnsupportedKernelError(f"make {root}", exc.errno or 0) from exc
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        os.close(fd)
+        raise RunningError(f"another agent runs with the pins in {root}") from exc
+    return fd
 
 
 def attach(pins: Pins, cgroup: int, cgroup_id: int) -> None:
@@ -158,9 +180,20 @@ def _detach(link: int) -> None:
 
 
 def remove_all(root: Path) -> None:
-    """Remove every link, program and map under `root`, of any schema, links first."""
+    """Remove every link, program and map under `root`, of any schema, links first.
+
+    Errors: RunningError while an agent has `root`; UnsupportedKernelError when it is on no bpffs.
+    """
     if not root.is_dir():
         return
+    lock = own(root)
+    try:
+        _remove_all(root)
+    finally:
+        os.close(lock)
+
+
+def _remove_all(root: Path) -> None:
     for path in root.glob("v*/links/*"):
         link = bpf.open_pin(path)
         try:

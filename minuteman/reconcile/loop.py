@@ -68,6 +68,7 @@ class Loop:
         )
         self._writer = Writer(dataplane, state, audit_seconds=audit_seconds, now=now)
         self._delta = Delta(max(state.generation, memory.generation))
+        self._book = book
         self._publish = publish
         self._remember = remember
         self._problems = problems
@@ -110,7 +111,7 @@ class Loop:
 
     def memory(self) -> Memory:
         """What a later run has to know."""
-        return Memory(self._delta.generation, self._intake.memory())
+        return Memory(self._delta.generation, self._intake.memory(), self._book.claims().addresses)
 
     def _look(self, now: float) -> None:
         news = self._intake.take(now)

@@ -15,15 +15,15 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
 from pydantic import TypeAdapter, ValidationError
 
-from minuteman.model import Address, Origin, Problem, Snapshot, Unit
+from minuteman.model import Address, Origin, Problem, Snapshot, Unit, VipName
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,8 @@ class Memory:
     generation: int = 0
     snapshots: Sequence[Snapshot] = ()
     """One for each source, with serial 0."""
+    addresses: Mapping[VipName, tuple[Address, ...]] = field(default_factory=dict)
+    """Which each name had: where two have one home, a restart must not change who lives there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +58,16 @@ class _SourceHeader:
 
 
 @dataclass(frozen=True, slots=True)
+class _Home:
+    name: VipName
+    addresses: tuple[Address, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class _Header:
     generation: int
     sources: tuple[_SourceHeader, ...]
+    homes: tuple[_Home, ...] = ()
     format: int = FORMAT
 
 
@@ -133,7 +142,8 @@ def _lines(memory: Memory) -> Iterator[bytes]:
         _SourceHeader(s.source, s.origin, len(s.units), tuple(sorted(s.lost_agents, key=str)))
         for s in memory.snapshots
     )
-    yield _HEADER.dump_json(_Header(memory.generation, tuple(sources))) + b"\n"
+    homes = (_Home(name, addresses) for name, addresses in memory.addresses.items())
+    yield _HEADER.dump_json(_Header(memory.generation, tuple(sources), tuple(homes))) + b"\n"
     for snapshot in memory.snapshots:
         for unit in snapshot.units.values():
             yield _UNIT.dump_json(unit) + b"\n"
@@ -155,7 +165,9 @@ def _read(text: bytes) -> Memory:
         snapshots = tuple(_snapshot(source, remaining) for source in header.sources)
     except ValidationError as exc:
         raise ValueError("it is damaged or cut off") from exc
-    return Memory(header.generation, snapshots)
+    return Memory(
+        header.generation, snapshots, {home.name: home.addresses for home in header.homes}
+    )
 
 
 def _snapshot(header: _SourceHeader, lines: Iterator[bytes]) -> Snapshot:

@@ -21,8 +21,10 @@ from lab.agent import BPFFS, Agent
 from lab.marathon import Marathon, instance_json
 from lab.wait import until
 from lab.zookeeper import Server
-from minuteman.dataplane import bpf, layout
+from minuteman.dataplane.maps import Maps
 from minuteman.dataplane.pins import Pins
+from minuteman.errors import DataplaneError
+from minuteman.reconcile.kernelstate import Limits
 from tests.bench import stage
 from tests.bench.report import Section, Table, Target, percentile
 from tests.bench.stage import Seat
@@ -151,15 +153,16 @@ def stand(folder: Path, apps: int, instances: int) -> Iterator[Stand]:
 
 def slots_in_kernel() -> int:
     """How many slots the VIPs have that the agent wrote so far."""
-    path = Pins(BPFFS / "minuteman").maps / "vips4"
-    if not path.exists():
-        return 0
-    fd = bpf.open_pin(path)
+    folder = Pins(BPFFS / "minuteman").maps
+    limits = Limits()
     try:
-        entries = list(bpf.read_hash(fd, layout.VIP4_KEY.size, layout.VIP.size))
+        maps = Maps.open(folder, limits)
+    except DataplaneError:  # not loaded yet
+        return 0
+    try:
+        return sum(vip.size for vip in maps.read_vips())
     finally:
-        os.close(fd)
-    return sum(layout.unpack_vip(layout.unpack_frontend(key), vip).size for key, vip in entries)
+        maps.close()
 
 
 def changes(here: Stand, traffic: Traffic, count: int) -> list[Change]:

@@ -302,6 +302,12 @@ def test_what_is_believed_is_remembered_and_a_file_is_not_believed() -> None:
     assert remembered.units.keys() == {"instance/web.1", "instance/web.2"}
 
 
+def test_a_later_run_knows_where_each_name_lives() -> None:
+    host = serving(app("web"), app("api"))
+    addresses = host.memories[-1].addresses
+    assert addresses == {KEYS[name].host: (FRONTENDS[name].address,) for name in ("web", "api")}
+
+
 def test_a_remembered_source_that_is_not_configured_any_more_is_forgotten() -> None:
     memory = Memory(7, (snapshot(instance("web", 1), source="sdk"),))
     host = Host(memory=memory)

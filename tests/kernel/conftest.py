@@ -18,6 +18,7 @@ from lab.sandbox import VARIABLE, remove_cgroup
 from minuteman.dataplane.kernel import KernelDataplane
 from minuteman.model import Endpoint, Frontend, Tier, Transport
 from minuteman.reconcile.kernelstate import (
+    DropVip,
     KernelState,
     Limits,
     Op,
@@ -174,6 +175,12 @@ class Kernel:
             freed = tuple(set(self.state.runs[old.base]))
             self.apply(Release(((old.base, old.size),), freed))
         return swap
+
+    def drop(self, vip: Frontend) -> None:
+        """Forget `vip`, and free what it had."""
+        old = self.state.frontends[vip]
+        ids = tuple(set(self.state.runs.get(old.base, ())))
+        self.apply(DropVip(vip), Release(((old.base, old.size),), ids))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -274,3 +275,46 @@ def test_no_connection_fails_while_another_process_swaps(
     assert child.returncode == 0, errors.decode()
     assert swaps > 50
     assert kernel.dataplane.counters().reasons["translated"] >= 3000
+
+
+def test_no_stress_of_the_maps_leads_astray(kernel: Kernel, cgroup: Path, inside: Inside) -> None:
+    """Two VIPs are swapped and others come and go, all the time, while one is connected to."""
+    for address in ("10.1.1.1", "10.1.1.2"):
+        subprocess.run(["ip", "addr", "replace", f"{address}/32", "dev", "lo"], check=True)
+    ours, theirs = (
+        Endpoint(ip_address(address).packed, 9, "udp") for address in ("10.1.1.1", "10.1.1.2")
+    )
+    vip, neighbour = frontend("10.9.9.1", 80, "udp"), frontend("10.9.9.2", 80, "udp")
+    passing = [frontend(f"10.9.8.{i}", 80, "udp") for i in range(8)]
+    kernel.serve(vip, [(ours, Tier.UP)])
+    kernel.serve(neighbour, [(theirs, Tier.UP)])
+    prober = (
+        "import socket\n"
+        "print('ready', flush=True)\n"
+        "for _ in range(250_000):\n"
+        "    with socket.socket(type=socket.SOCK_DGRAM) as sock:\n"
+        "        sock.connect(('10.9.9.1', 80))\n"
+        "        assert sock.getsockname()[0] == '10.1.1.1', sock.getsockname()\n"
+    )
+    with inside(cgroup):
+        child = subprocess.Popen(
+            ["/usr/bin/python3", "-c", prober], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"ready\n"
+    changes = 0
+    while child.poll() is None:
+        kernel.serve(vip, [(ours, Tier.UP)])
+        kernel.serve(neighbour, [(theirs, Tier.UP)])
+        other = passing[changes % len(passing)]
+        if other in kernel.state.frontends:
+            kernel.drop(other)
+        else:
+            kernel.serve(other, [(theirs, Tier.UP)])
+        changes += 3
+    _, errors = child.communicate()
+    assert child.returncode == 0, errors.decode()
+    assert changes > 1000
+    reasons = kernel.dataplane.counters().reasons
+    assert reasons["translated"] == 250_000
+    assert reasons["refused_torn"] == 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +15,8 @@ import pytest
 from minuteman.dataplane import bpf, pins
 from minuteman.dataplane.cgroup import cgroup2_mount
 from minuteman.dataplane.kernel import KernelDataplane
-from minuteman.dataplane.loader import header_tree
-from minuteman.errors import DataplaneError, UnsupportedKernelError
+from minuteman.dataplane.loader import compile_and_pin, header_tree
+from minuteman.errors import DataplaneError, RunningError, UnsupportedKernelError
 from minuteman.model import Tier
 from minuteman.reconcile.kernelstate import Limits, SwapVip
 from tests.kernel.conftest import LIMITS, Backends, Inside, Kernel, frontend, who_answers
@@ -146,11 +148,76 @@ def test_maps_of_another_size_are_refused_and_keep_serving(
 ) -> None:
     member = backends.listen()
     kernel.serve(VIP, [(member, Tier.UP)])
+    kernel.dataplane.close()
     other = Limits(vips=LIMITS.vips * 2, slots=LIMITS.slots, backends=LIMITS.backends)
     with pytest.raises(UnsupportedKernelError, match="minuteman detach"):
         KernelDataplane(cgroup, pin_root, tmp_path, other).open()
     with inside(cgroup):
         assert who_answers("1.2.3.4", 5000) == member.port
+
+
+def test_one_agent_at_a_time_has_the_pins(
+    kernel: Kernel, cgroup: Path, pin_root: Path, tmp_path: Path
+) -> None:
+    second = KernelDataplane(cgroup, pin_root, tmp_path / "elsewhere", LIMITS)
+    with pytest.raises(RunningError, match=str(pin_root)):
+        second.open()
+    with pytest.raises(RunningError, match=str(pin_root)):
+        second.remove()
+    assert kernel.dataplane.attached() == ()
+
+
+def test_remove_touches_nothing_outside_a_bpffs(cgroup: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "pins" / "v1" / "links" / "precious"
+    precious.parent.mkdir(parents=True)
+    precious.touch()
+    with pytest.raises(UnsupportedKernelError, match="bpffs"):
+        KernelDataplane(cgroup, tmp_path / "pins", tmp_path, LIMITS).remove()
+    assert precious.exists()
+
+
+def test_what_was_loaded_and_never_attached_does_not_serve(pin_root: Path, tmp_path: Path) -> None:
+    """A loader that was killed, or whose agent was, leaves maps and programs at most."""
+    where = pins.Pins(pin_root)
+    os.close(pins.own(pin_root))
+    compile_and_pin(where, tmp_path, LIMITS)
+    assert any(where.programs.iterdir())
+    assert not where.serve()
+    pins.remove_all(pin_root)
+
+
+def test_modules_of_the_working_folder_are_not_run(
+    cgroup: Path, pin_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ebpf.py").write_text("raise SystemExit('foreign code')", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    dataplane = KernelDataplane(cgroup, pin_root, tmp_path, LIMITS)
+    dataplane.open()
+    dataplane.close()
+    dataplane.remove()
+
+
+def test_a_kernel_without_a_feature_is_one_clear_line(
+    cgroup: Path, pin_root: Path, tmp_path: Path
+) -> None:
+    """To a process without capabilities the kernel has none of the features."""
+    program = (
+        "from pathlib import Path\n"
+        "from minuteman.dataplane.kernel import KernelDataplane\n"
+        "from minuteman.errors import UnsupportedKernelError\n"
+        "from minuteman.reconcile.kernelstate import Limits\n"
+        "try:\n"
+        f"    KernelDataplane(Path('{cgroup}'), Path('{pin_root}'), Path('{tmp_path}'), Limits())"
+        ".open()\n"
+        "except UnsupportedKernelError as exc:\n"
+        "    print(exc)\n"
+    )
+    dropped = ["setpriv", "--inh-caps=-all", "--bounding-set=-all", sys.executable, "-c", program]
+    with nothing_is_left(pin_root):
+        said = subprocess.run(dropped, check=True, capture_output=True, text=True).stdout
+    [line] = said.splitlines()
+    assert line.startswith("run on this kernel: programs at connect(): needs CONFIG_CGROUP_BPF")
+    assert effective(cgroup) == []
 
 
 def test_missing_headers_are_one_clear_line(tmp_path: Path) -> None:

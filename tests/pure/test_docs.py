@@ -43,7 +43,11 @@ def test_the_bytes_are_right() -> None:
     (run,) = (op for op in ops if isinstance(op, WriteRun))
     (swap,) = (op for op in ops if isinstance(op, SwapVip))
     assert hex_after("key") == layout.pack_frontend(frontend)
-    assert hex_after("value") == layout.pack_vip(swap)
+    assert hex_after("value") == layout.PLACE.pack(0)
+    entry = hex_after("turn") + bytes(16) + hex_after("run") + hex_after("whose") + bytes(4)
+    assert layout.VIP.unpack(entry)[6:10] == (swap.base, *swap.counts)
+    assert layout.VIP.unpack(entry)[:2] == (1, swap.vip_id)
+    assert hex_after("whose") == layout.pack_identity(frontend)
     assert hex_after("slots[0..2]") == b"".join(map(layout.SLOT.pack, run.backend_ids))
     assert puts[1].endpoint.port == 31001
     assert hex_after(f"backends[{puts[1].id}]") == layout.pack_backend(puts[1], epoch=1)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import ebpf
 from minuteman.dataplane import layout
 from minuteman.model import Address, BackendCounters, Endpoint, Frontend, Tier, Transport
-from minuteman.reconcile.kernelstate import Limits, PutBackend, SwapVip
+from minuteman.reconcile.kernelstate import Limits, PutBackend
 
 # An IPv4-mapped address is IPv4 here, so no mapped IPv6 one occurs.
 ADDRESSES: st.SearchStrategy[Address] = st.one_of(
@@ -28,12 +28,6 @@ COUNTS = st.integers(0, 2**32 - 1)
 def test_frontend_round_trips(address: Address, port: int, transport: Transport) -> None:
     frontend = Frontend(address, port, transport)
     assert layout.unpack_frontend(layout.pack_frontend(frontend)) == frontend
-
-
-@given(COUNTS, COUNTS, st.tuples(COUNTS, COUNTS, COUNTS))
-def test_vip_round_trips(vip_id: int, base: int, counts: tuple[int, int, int]) -> None:
-    vip = SwapVip(Frontend(IPv4Address("1.2.3.4"), 80, "tcp"), vip_id, base, counts)
-    assert layout.unpack_vip(vip.frontend, layout.pack_vip(vip)) == vip
 
 
 @given(ADDRESSES, PORTS, TRANSPORTS, st.integers(1, 100), st.sampled_from(Tier), COUNTS, COUNTS)
@@ -51,8 +45,12 @@ def test_backend_round_trips(
 
 
 @given(COUNTS)
-def test_a_free_id_keeps_its_epoch(epoch: int) -> None:
-    assert layout.unpack_backend(7, layout.pack_free_backend(epoch)) == (None, epoch)
+def test_a_free_id_keeps_its_epoch_and_the_address_that_may_be_in_use(epoch: int) -> None:
+    backend = PutBackend(7, 9, Endpoint(bytes([10, 0, 0, 1]), 80, "tcp"), 1, Tier.UP)
+    raw = layout.pack_backend(backend, epoch)
+    freed = layout.pack_free_backend(raw)
+    assert layout.unpack_backend(7, freed) == (None, epoch)
+    assert freed[:20] == raw[:20]
 
 
 def test_the_bytes_of_one_vip_typed_by_hand() -> None:

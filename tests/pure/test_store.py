@@ -67,7 +67,11 @@ SNAPSHOT = Snapshot(
     {UNIT.id: UNIT, UnitId("app/x"): Unit(UnitId("app/x"), 1)},
     frozenset({ip_address("10.0.0.9"), ip_address("fd00::9")}),
 )
-MEMORY = Memory(412, (SNAPSHOT, Snapshot("sdk", Origin("", 0), {})))
+MEMORY = Memory(
+    412,
+    (SNAPSHOT, Snapshot("sdk", Origin("", 0), {})),
+    {VipName("web", "marathon"): (ip_address("11.0.0.1"), ip_address("fd01:c::1"))},
+)
 
 
 @pytest.fixture
