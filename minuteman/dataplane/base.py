@@ -47,4 +47,4 @@ class Dataplane(Protocol):
         """Let go of descriptors. Programs, links and maps stay and keep serving."""
 
     def remove(self) -> None:
-        """Take every program, link, map and pin of ours away, also of an older schema."""
+        """Close, and take every program, link, map and pin of ours away, of an older schema too."""

@@ -166,7 +166,11 @@ class KernelDataplane:
         self._cgroup_fd = self._lock_fd = -1
 
     def remove(self) -> None:
-        """Take away every program, link, map and pin of ours, of any schema."""
+        """Take away every program, link, map and pin of ours, of any schema.
+
+        Errors: RunningError while another agent has the pins.
+        """
+        self.close()
         pins.remove_all(self._root)
         log.info("programs removed pins=%s", self._root)
 
