@@ -53,7 +53,7 @@ def _kernels(state_dir: Path) -> Iterator[New]:
     yield new
     for dataplane in made:
         dataplane.close()
-        dataplane.remove()
+    made[-1].remove()
     remove_cgroup(cgroup)
 
 
