@@ -55,9 +55,10 @@ MISSING: dict[str, Callable[[], str]] = {
     "contract": nothing,
     "zookeeper": no_zookeeper,
     "kernel": no_kernel,
-    "e2e": no_cluster,
     "bench": nothing,
+    "e2e": no_cluster,
 }
+"""Why a tier cannot run here, in the order in which the tiers run."""
 
 
 def required_tiers() -> frozenset[str]:
@@ -80,6 +81,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for tier in MISSING.keys() - required:
             if item.get_closest_marker(tier) and (why := MISSING[tier]()):
                 item.add_marker(pytest.mark.skip(reason=f"{tier}: {why}"))
-    # The pure ones come first: hypothesis does not bear threads of a cluster that use `random`.
+    # The cluster of the last tier stays up: hypothesis does not bear its threads, which use
+    # `random`, and one sandbox has one agent.
     tiers = list(MISSING)
     items.sort(key=lambda item: tiers.index(item.path.relative_to(TESTS).parts[0]))
