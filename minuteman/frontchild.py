@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from minuteman.errors import ConfigError, DataplaneError
 from minuteman.feed import COUNTERS_PLEASE, PART_SIZE, Pending, Update, encode
 from minuteman.model import Counters
+from minuteman.settings import ENV_PREFIX
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,6 @@ END_SECONDS = 3.0
 """After its socket closed it may run so long."""
 POLL_SECONDS = 0.05
 RECEIVE_BYTES = 4096
-SETTINGS_PREFIX = "MINUTEMAN_"
 
 
 class FrontChild:
@@ -220,4 +220,4 @@ class FrontChild:
 
 def _without_settings(environment: Mapping[str, str]) -> dict[str, str]:
     """`environment` less what configures the agent: ZooKeeper's password may be in there."""
-    return {k: v for k, v in environment.items() if not k.startswith(SETTINGS_PREFIX)}
+    return {k: v for k, v in environment.items() if not k.startswith(ENV_PREFIX)}

@@ -19,19 +19,13 @@ import time
 from pathlib import Path
 from types import FrameType
 
+from minuteman.dataplane.cgroup import cgroup2_mount
+from minuteman.errors import UnsupportedKernelError
+
 VARIABLE = "MINUTEMAN_SANDBOX"
 NAME = "minuteman-lab-"
 """Cgroups of sandboxes begin with it."""
 PR_SET_PDEATHSIG = 1
-
-
-def cgroup2_mount() -> Path:
-    """Where cgroup version 2 is mounted. Source: /proc/mounts."""
-    for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines():
-        _, where, kind, *_ = line.split()
-        if kind == "cgroup2":
-            return Path(where)
-    sys.exit("sandbox: no cgroup2 mount; try: mount -t cgroup2 none /sys/fs/cgroup")
 
 
 def parent_cgroup() -> Path:
@@ -150,7 +144,10 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] == ["--inside"]:
         code = _become_init(arguments[1:])
     elif arguments[:1] == ["--"] and arguments[1:]:
-        code = run(arguments[1:])
+        try:
+            code = run(arguments[1:])
+        except UnsupportedKernelError as exc:
+            sys.exit(f"sandbox: {exc}")
     else:
         sys.exit(__doc__)
     return code if code >= 0 else 128 - code

@@ -6,18 +6,17 @@ import errno
 import os
 from pathlib import Path
 
+from minuteman.dataplane.mounts import mount_of
 from minuteman.errors import UnsupportedKernelError
 
 
 def cgroup2_mount() -> Path:
     """Where cgroup version 2 is mounted: /sys/fs/cgroup, or beside version 1.
 
-    Source: /proc/mounts.   Errors: UnsupportedKernelError when it is not mounted.
+    Errors: UnsupportedKernelError when it is not mounted.
     """
-    for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines():
-        _, where, kind, *_ = line.split()
-        if kind == "cgroup2":
-            return Path(where)
+    if (where := mount_of("cgroup2")) is not None:
+        return where
     raise UnsupportedKernelError(
         "find cgroup2",
         errno.ENOENT,

@@ -33,9 +33,6 @@ from minuteman.reconcile.kernelstate import Limits
 SOURCES = ("maps.h", "pick.h", "connect.c", "getpeername.c", "observe.c")
 """In this order one text: BCC rewrites map calls in the main text only."""
 
-SET_RETVAL = 187
-"""bpf_set_retval, Linux 5.18: which error a refused connect() gets; EPERM without it."""
-
 STUBS = {
     "include/linux/kconfig.h": """
         #pragma once
@@ -62,19 +59,21 @@ STUBS = {
 
 
 def header_tree(cache: Path, headers: Path = Path("/usr/include")) -> Path:
-    """A folder that BCC takes for the kernel's source. Made once, and whole or not at all.
+    """A folder that BCC takes for the kernel's source, whole or not there at all.
+
+    It is made once for each version of the installed headers: an upgrade changes their folder.
 
     Errors: UnsupportedKernelError when the UAPI headers are not installed.
     """
-    tree = cache / f"headers-{platform.machine()}"
-    if tree.is_dir():
-        return tree
     asm = headers / f"{platform.machine()}-linux-gnu" / "asm"
     asm = asm if asm.is_dir() else headers / "asm"
     if not (headers / "linux" / "in.h").exists() or not asm.is_dir():
         raise UnsupportedKernelError(
             f"find UAPI headers in {headers}", errno.ENOENT, "install the package linux-libc-dev"
         )
+    tree = cache / f"headers-{platform.machine()}-{(headers / 'linux').stat().st_mtime_ns}"
+    if tree.is_dir():
+        return tree
     cache.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(dir=cache))
     links = {"linux": headers / "linux", "asm": asm, "asm-generic": headers / "asm-generic"}
@@ -118,7 +117,7 @@ def compile_and_pin(where: pins.Pins, cache: Path, limits: Limits) -> None:
         for name in SOURCES
         for line in [f'#line 1 "{name}"', (folder / name).read_text(encoding="utf-8")]
     )
-    have_set_retval = bpf.has_helper(bpf.PROG_CGROUP_SOCK_ADDR, SET_RETVAL) is True
+    have_set_retval = bpf.has_helper(bpf.PROG_CGROUP_SOCK_ADDR, bpf.SET_RETVAL) is True
     defines = {
         "PIN_DIR": f'"{where.maps}"',
         "MAX_VIPS": limits.vips,

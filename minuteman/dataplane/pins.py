@@ -18,6 +18,7 @@ from pathlib import Path
 
 from minuteman.dataplane import bpf
 from minuteman.dataplane.layout import SCHEMA, MapShape
+from minuteman.dataplane.mounts import mount_of, mounts
 from minuteman.errors import DataplaneError, LayoutError, RunningError, UnsupportedKernelError
 
 PROGRAMS: Mapping[str, int] = {
@@ -34,22 +35,17 @@ those."""
 
 
 def bpffs_mount() -> Path:
-    """Where bpffs is mounted. Source: /proc/mounts."""
-    for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines():
-        _, where, kind, *_ = line.split()
-        if kind == "bpf":
-            return Path(where)
+    """Where bpffs is mounted. Errors: UnsupportedKernelError when it is not."""
+    if (where := mount_of("bpf")) is not None:
+        return where
     raise UnsupportedKernelError(
         "find bpffs", errno.ENOENT, "mount it: mount -t bpf bpf /sys/fs/bpf"
     )
 
 
 def is_on_bpffs(path: Path) -> bool:
-    """Whether `path`, which need not exist, would be a file of a bpffs. Source: /proc/mounts."""
-    kinds = {}
-    for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines():
-        _, where, kind, *_ = line.split()
-        kinds[Path(where)] = kind  # a later mount covers an earlier one
+    """Whether `path`, which need not exist, would be a file of a bpffs."""
+    kinds = mounts()
     for folder in (path, *path.parents):
         if folder in kinds:
             return kinds[folder] == "bpf"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from minuteman.dataplane import bpf
+from minuteman.dataplane.layout import SK_STORAGE
 from minuteman.errors import DataplaneError
 
 Finding = Literal["ok", "missing", "unknown"]
@@ -21,11 +22,6 @@ class Feature:
     """Without it nothing works; else something works less well."""
     advice: str
     """What its absence means, or what to do; empty when it is there."""
-
-
-# enum bpf_func_id, linux/bpf.h
-_SK_STORAGE_GET, _SET_RETVAL = 107, 187
-_SK_STORAGE = 24
 
 
 def features() -> tuple[Feature, ...]:
@@ -47,22 +43,22 @@ def features() -> tuple[Feature, ...]:
         ),
         _feature(
             "state on sockets",
-            bpf.has_map_type(_SK_STORAGE),
+            bpf.has_map_type(SK_STORAGE),
             "needs a kernel with BPF_MAP_TYPE_SK_STORAGE, Linux 5.2 or newer",
         ),
         _feature(
             "state on sockets, from connect()",
-            bpf.has_helper(sock_addr, _SK_STORAGE_GET),
+            bpf.has_helper(sock_addr, bpf.SK_STORAGE_GET),
             "needs bpf_sk_storage_get for sock_addr programs, Linux 5.10 or newer",
         ),
         _feature(
             "state on sockets, from TCP events",
-            bpf.has_helper(sock_ops, _SK_STORAGE_GET),
+            bpf.has_helper(sock_ops, bpf.SK_STORAGE_GET),
             "needs bpf_sk_storage_get for sock_ops programs, Linux 5.3 or newer",
         ),
         _feature(
             "choice of the error of a refused connect()",
-            bpf.has_helper(sock_addr, _SET_RETVAL),
+            bpf.has_helper(sock_addr, bpf.SET_RETVAL),
             "a VIP without backends refuses with EPERM instead of ECONNREFUSED before Linux 5.18",
             needed=False,
         ),

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from lab.wait import until
 from minuteman.model import (
     Origin,
     Snapshot,
@@ -35,10 +35,7 @@ VIP = VipKey(ip_address("10.9.9.9"), 80, "tcp")
 
 
 def eventually(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.02)
+    until("what was expected", holds, DEADLINE_SECONDS)
 
 
 class Agents:

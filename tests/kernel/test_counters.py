@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import socket
 import struct
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from lab.wait import until
 from minuteman.model import BackendCounters, Endpoint, Frontend, Tier
 from minuteman.reconcile.kernelstate import PutBackend, Release, SwapVip, WriteRun
 from tests.kernel.conftest import Backends, Inside, Kernel, connect, frontend, who_answers
 
+DEADLINE_SECONDS = 10.0
 VIP = frontend("1.2.3.4", 5000)
 
 
 def counted(kernel: Kernel, endpoint: Endpoint, vip: Frontend = VIP) -> BackendCounters:
     return kernel.dataplane.counters().by_vip_backend.get((vip, endpoint), BackendCounters())
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """The kernel ends a connection in its own time."""
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def test_a_connection_is_active_until_it_is_closed(
@@ -40,7 +32,7 @@ def test_a_connection_is_active_until_it_is_closed(
         # A reset ends it on both sides at once, with no TIME_WAIT between.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         sock.close()
-    until(lambda: counted(kernel, member).active == 0)
+    until("end of the connection", lambda: counted(kernel, member).active == 0, DEADLINE_SECONDS)
     after = counted(kernel, member)
     assert (after.connecting, after.successes, after.failures) == (0, 1, 0)
     assert sum(after.connect_log2_us) == 1

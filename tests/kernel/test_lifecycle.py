@@ -16,6 +16,7 @@ from minuteman.dataplane import bpf, pins
 from minuteman.dataplane.cgroup import cgroup2_mount
 from minuteman.dataplane.kernel import KernelDataplane
 from minuteman.dataplane.loader import compile_and_pin, header_tree
+from minuteman.dataplane.mounts import mounts
 from minuteman.errors import DataplaneError, RunningError, UnsupportedKernelError
 from minuteman.model import Tier
 from minuteman.reconcile.kernelstate import Limits, SwapVip
@@ -256,3 +257,28 @@ def test_open_and_close_leak_no_descriptor(
 def test_what_was_never_opened_says_so(cgroup: Path, pin_root: Path, tmp_path: Path) -> None:
     with pytest.raises(DataplaneError, match="not open"):
         KernelDataplane(cgroup, pin_root, tmp_path, LIMITS).counters()
+
+
+def test_headers_that_were_upgraded_are_taken_anew(tmp_path: Path) -> None:
+    headers = tmp_path / "include"
+    for folder in ("linux", "asm", "asm-generic"):
+        (headers / folder).mkdir(parents=True)
+    (headers / "linux" / "in.h").touch()
+    before = header_tree(tmp_path / "cache", headers)
+    assert header_tree(tmp_path / "cache", headers) == before
+    (headers / "linux" / "new.h").touch()
+    os.utime(headers / "linux", ns=(1, 1))  # not within one tick of the clock
+    after = header_tree(tmp_path / "cache", headers)
+    assert not (before / "include" / "uapi" / "linux" / "new.h").exists()
+    assert (after / "include" / "uapi" / "linux" / "new.h").exists()
+
+
+def test_a_mount_point_with_a_space_is_found(tmp_path: Path) -> None:
+    folder = tmp_path / "a b"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], check=True)
+    try:
+        assert mounts()[folder] == "tmpfs"
+        assert not pins.is_on_bpffs(folder / "minuteman")
+    finally:
+        subprocess.run(["umount", folder], check=True)
