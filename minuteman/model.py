@@ -224,6 +224,8 @@ class Backend:
     framework_id: str
     task_id: str
     agent_id: str = ""
+    inner: Endpoint | None = None
+    """Behind a host port: where the container itself listens. Of use on its own host only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +269,8 @@ class BackendCounters:
     consecutive_failures: int = 0
     connect_log2_us: tuple[int, ...] = ()
     """Bucket i counts connects that took less than 2**i microseconds, the last one all others."""
+    ejected: bool = False
+    """It failed too often in a row: this host gives it no connection for a while."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,10 @@ The rules:
 - An endpoint belongs to one task. Where several claim it, behind a VIP or not, the address was used
   again, and all but the freshest claim are stale.
 - A VIP exists as long as a task or an app definition asks for it.
+- A weight is of the tasks whose label asks for it. An affinity is of the VIP: where apps ask for
+  several, the longest.
+- Behind a host port, a backend knows where its container listens too, if that has an address of its
+  own of the same family. Nothing else follows from that.
 """
 
 from __future__ import annotations
@@ -164,9 +168,10 @@ def _read_task(source: str, unit: Unit, task: Task, lost_agents: frozenset[Addre
         for address in _addresses(task, port):
             endpoint = Endpoint(address.packed, port.number, port.transport)
             endpoints[endpoint] = None
+            inner = _inner(task, port, address)
             for claim in port.claims:
                 if _fits(claim.key, address):
-                    backend = _backend(source, task, tier, claim, endpoint)
+                    backend = _backend(source, task, tier, claim, endpoint, inner)
                     there = seats.get((claim.key, endpoint))
                     if there is None or there[1].weight < backend.weight:
                         seats[claim.key, endpoint] = claim.key, backend
@@ -200,11 +205,22 @@ def _fits(key: VipKey, address: Address) -> bool:
     return isinstance(key.host, VipName) or key.host.version == address.version
 
 
-def _backend(source: str, task: Task, tier: Tier, claim: VipClaim, endpoint: Endpoint) -> Backend:
+def _inner(task: Task, port: TaskPort, agent_ip: Address) -> Endpoint | None:
+    """Where a container listens behind a host port; None: no address of its own is known."""
+    if port.scope == "host" and port.container_port:
+        for ip in task.ips:
+            if ip.version == agent_ip.version and ip != agent_ip:
+                return Endpoint(ip.packed, port.container_port, port.transport)
+    return None
+
+
+def _backend(
+    source: str, task: Task, tier: Tier, claim: VipClaim, endpoint: Endpoint, inner: Endpoint | None
+) -> Backend:
     if claim.weight == 0:
         tier = Tier.DRAINING
     weight = 0 if tier is Tier.DRAINING else claim.weight
-    return Backend(endpoint, weight, tier, source, task.framework_id, task.id, task.agent_id)
+    return Backend(endpoint, weight, tier, source, task.framework_id, task.id, task.agent_id, inner)
 
 
 def _misfits(worker: _Worker) -> Iterator[Problem]:

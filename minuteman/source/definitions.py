@@ -49,6 +49,10 @@ class Definitions:
         """The definition of exactly this version, if it is known."""
         return self._known.get(version)
 
+    def current(self, app_id: str) -> App | None:
+        """The last definition in the app's own znode that could be read; None: there is none."""
+        return self._current.get(app_id)
+
     def take(self, app_id: str, path: str, found: Found) -> App | None:
         """Learn what is in an app's own znode; None: the app is deleted.
 

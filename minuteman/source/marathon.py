@@ -6,12 +6,16 @@
 <root>/state/apps/<b>/<id>              unit app/<id>
 <root>/state/apps/<b>/<id>/<version>    what instances of that version run; immutable, so read once
 <root>/state/instance/<b>/<id>          unit instance/<id>
+
+An instance has the ports of the version that it runs, with the options of the newest one. So the
+unit of an instance may change with the znode of its app.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Set
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from ipaddress import ip_address
@@ -20,8 +24,10 @@ from minuteman.decode.marathon import (
     App,
     Framework,
     Instance,
+    app_of_instance,
     app_unit,
     app_unit_id,
+    bucket,
     check_storage_version,
     instance_unit,
     instance_unit_id,
@@ -31,6 +37,7 @@ from minuteman.decode.marathon import (
 from minuteman.errors import ModelError, SourceError
 from minuteman.model import Origin, Problem, Unit, UnitId
 from minuteman.source.definitions import Definitions, Found, Unreadable, data_of
+from minuteman.source.deployed import Deployed
 from minuteman.source.hostnames import HostNames, Lookup, system_lookup
 from minuteman.source.watched import WatchedSource
 from minuteman.zookeeper.session import Content, Listing, Location, Session, Stat
@@ -118,8 +125,7 @@ class MarathonWorld:
         self._definitions = Definitions(
             session, self._apps_path, Framework(id="", name=framework_name)
         )
-        self._runs: dict[UnitId, App] = {}
-        """What each instance was decoded with last."""
+        self._deployed = Deployed(self._definitions.current)
         # Paths of instances: of those that got no definition or another than they run, by encoded
         # app id; and of those whose agent has a DNS name, by that name.
         self._unsettled: defaultdict[str, set[str]] = defaultdict(set)
@@ -150,6 +156,7 @@ class MarathonWorld:
         self._instances.doubt(self._doubtful(list(self._unsettled)))
         self._take_instances(self._instances.read())
         present = self._tidy()
+        self._adjust_instances()
         self._bury(self._gone | (self.units.keys() - present))
         self.origin = self._seen(state.stat)
 
@@ -167,6 +174,7 @@ class MarathonWorld:
         doubtful = self._doubtful(changed_apps)
         self._instances.doubt(doubtful)
         self._take_instances(self._instances.read(rung | doubtful))
+        self._adjust_instances()
         self._bury(self._gone)
         self.origin = self._seen()
 
@@ -248,6 +256,7 @@ class MarathonWorld:
         for path, content in found:
             app_id = path.rpartition("/")[2]
             changed.append(app_id)
+            self._deployed.doubt(app_id)
             try:
                 app = self._definitions.take(app_id, path, content)
             except (ModelError, SourceError) as error:
@@ -264,9 +273,12 @@ class MarathonWorld:
         """Turn what was found into units, those of unknown definitions last and together."""
         waiting: list[tuple[str, Instance, int]] = []
         for path, content in found:
-            unit_id = instance_unit_id(path.rpartition("/")[2])
+            name = path.rpartition("/")[2]
+            unit_id = instance_unit_id(name)
             if content is None:
                 self._gone.add(unit_id)
+                with suppress(ModelError):  # one of such a name never ran anything
+                    self._deployed.leave(app_of_instance(name), unit_id)
                 continue
             try:
                 instance = read_instance(path, data_of(content))
@@ -290,10 +302,14 @@ class MarathonWorld:
         if _is_name(instance.host):
             self._hosts.want(instance.host)
             self._hosted[instance.host].add(path)
-        unit_id = instance_unit_id(instance.id)
+        unit_id = instance.unit_id
         try:
             if isinstance(app, Unreadable):
                 raise app
+            if app is None:
+                self._deployed.leave(instance.app_id, unit_id)
+            else:
+                app = self._deployed.join(instance.app_id, unit_id, app)
             unit = instance_unit(
                 path,
                 instance,
@@ -307,8 +323,17 @@ class MarathonWorld:
             self._keep(unit_id, path, mzxid, error)
             return
         self._put(unit)
-        if app is not None:
-            self._runs[unit.id] = app
+
+    def _adjust_instances(self) -> None:
+        """Read those again for which other options count now."""
+        while outdated := self._deployed.outdated():
+            paths = {self._instance_path(unit_id) for unit_id in outdated}
+            self._instances.doubt(paths)
+            self._take_instances(self._instances.read(paths))
+
+    def _instance_path(self, unit_id: UnitId) -> str:
+        name = unit_id.partition("/")[2]
+        return f"{self._instances_path}/{bucket(name)}/{name}"
 
     def _doubtful(self, changed_apps: Iterable[str]) -> set[str]:
         """Paths of instances that may be other units now, though their znodes did not change."""
@@ -354,8 +379,8 @@ class MarathonWorld:
         app_ids = {path.rpartition("/")[2] for path in self._apps.leaves()}
         paths = set(self._instances.leaves())
         unit_ids = {instance_unit_id(path.rpartition("/")[2]) for path in paths}
-        self._runs = {unit_id: app for unit_id, app in self._runs.items() if unit_id in unit_ids}
-        self._definitions.retain(app_ids, self._runs.values())
+        self._deployed.retain(unit_ids)
+        self._definitions.retain(app_ids, self._deployed.definitions())
         for index in (self._unsettled, self._hosted):
             for key in list(index):
                 index[key] &= paths

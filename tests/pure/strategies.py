@@ -36,7 +36,11 @@ literal_addresses: st.SearchStrategy[Address] = st.ip_addresses().filter(
 
 
 # ---- a small world ------------------------------------------------------------------------------
-AGENTS: tuple[Address, ...] = (IPv4Address("10.0.0.1"), IPv4Address("10.0.0.2"))
+AGENTS: tuple[Address, ...] = (
+    IPv4Address("10.0.0.1"),
+    IPv4Address("10.0.0.2"),
+    IPv6Address("fd00::a"),
+)
 CONTAINERS: tuple[Address, ...] = (IPv4Address("9.0.0.1"), IPv6Address("fd00::1"))
 NAMES = (VipName("web", "marathon"), VipName("db", "kafka"))
 LITERALS: tuple[Address, ...] = (IPv4Address("1.2.3.4"), IPv6Address("fd02::4"), AGENTS[1])
@@ -55,6 +59,7 @@ task_ports = st.builds(
     st.sampled_from(("tcp", "tcp", "tcp", "udp")),
     st.sampled_from((8080, 31001)),
     st.sampled_from(("host", "host", "container")),
+    container_port=st.sampled_from((None, 0, 8080)),
     claims=st.lists(vip_claims, max_size=2).map(tuple),
 )
 tasks = st.builds(
@@ -65,7 +70,7 @@ tasks = st.builds(
     name=st.just("task"),
     agent_id=st.just("a1"),
     agent_ip=st.sampled_from((AGENTS[0], *AGENTS, None)),
-    ips=st.lists(st.sampled_from(CONTAINERS), max_size=2).map(tuple),
+    ips=st.lists(st.sampled_from((*CONTAINERS, AGENTS[0])), max_size=3).map(tuple),
     state=st.sampled_from(("running", "running", "starting", "killing", "unreachable")),
     healthy=st.sampled_from((None, True, False)),
     ports=st.lists(task_ports, max_size=3).map(tuple),

@@ -1,12 +1,13 @@
 """App definitions beyond the table of docs/conformance.md."""
 
 import gzip
+from dataclasses import replace
 from ipaddress import IPv4Address
 
 import pytest
 
 from minuteman.decode import marathon_pb2 as pb
-from minuteman.decode.marathon import App, Framework, app_unit, read_app
+from minuteman.decode.marathon import App, Framework, app_unit, read_app, with_options
 from minuteman.decode.wire import MAX_UNZIPPED
 from minuteman.errors import ModelError
 from minuteman.model import Problem, VipClaim, VipKey, VipName
@@ -42,8 +43,13 @@ def in_container(*mappings: pb.PortMapping, mode: Network.Mode = Network.CONTAIN
     return read(pb.ServiceDefinition(networks=[Network(mode=mode)], container=container))
 
 
-def claim(label: str, number: int) -> VipClaim:
-    return VipClaim(VipKey(VipName(label, "marathon"), number, "tcp"))
+def claim(label: str, number: int, **options: int) -> VipClaim:
+    return VipClaim(VipKey(VipName(label, "marathon"), number, "tcp"), **options)
+
+
+def claims(app: App) -> list[list[VipClaim]]:
+    """What each port asks for."""
+    return [[each for x in port.listeners for each in x.claims] for port in app.ports]
 
 
 # ---- the whole -----------------------------------------------------------------------------------
@@ -208,6 +214,57 @@ def test_port_definitions_mean_nothing_off_the_host_network() -> None:
 
 def test_port_mappings_mean_nothing_on_the_host_network() -> None:
     assert in_container(pb.PortMapping(container_port=80), mode=Network.HOST).ports == ()
+
+
+# ---- options -------------------------------------------------------------------------------------
+def test_options_are_of_the_port_that_they_stand_at() -> None:
+    app = read(
+        on_host(
+            port(b"udp,tcp", VIP_0="/web:80", MINUTEMAN_0_WEIGHT="7", MINUTEMAN_0_AFFINITY="5m"),
+            port(VIP_0="/api:80"),
+        )
+    )
+    web = claim("web", 80, weight=7, affinity_seconds=300)
+    udp = replace(web, key=replace(web.key, transport="udp"))
+    assert claims(app) == [[udp, web], [claim("api", 80)]]
+    assert app_unit(app, 1).declares == (udp, web, claim("api", 80))
+    assert app.problems == ()
+
+
+def test_a_bad_option_costs_only_itself() -> None:
+    app = read(on_host(port(b"udp,tcp", VIP_0="/web:80", MINUTEMAN_0_WEIGHT="heavy")))
+    assert app_unit(app, 1).declares[1:] == (claim("web", 80),)
+    assert [(p.where, p.subject, p.field) for p in app.problems] == [
+        (PATH, "MINUTEMAN_0_WEIGHT", "portDefinitions[0].labels")
+    ]
+
+
+def test_options_of_the_newest_version_count() -> None:
+    old = read(on_host(port(VIP_0="/web:80", VIP_1="/old:80", MINUTEMAN_0_WEIGHT="7")))
+    new = read(on_host(port(VIP_0="/web:80", MINUTEMAN_0_AFFINITY="9s")))
+    adjusted = with_options(old, [new, old])
+    assert claims(adjusted) == [[claim("web", 80, affinity_seconds=9), claim("old", 80)]]
+    assert replace(adjusted, ports=old.ports) == old
+    assert with_options(new, [new, old]) is new
+    assert with_options(old, [old, new]) is old
+
+
+def test_a_version_that_does_not_ask_for_a_vip_says_nothing_of_its_options() -> None:
+    old = read(on_host(port(VIP_0="/web:80", MINUTEMAN_0_WEIGHT="1")))
+    middle = read(on_host(port(VIP_0="/web:80", MINUTEMAN_0_WEIGHT="2")))
+    new = read(on_host(port(VIP_0="/web:443", MINUTEMAN_0_WEIGHT="3")))
+    assert claims(with_options(old, [new, middle, old])) == [[claim("web", 80, weight=2)]]
+    assert with_options(old, [new]) is old
+    assert with_options(old, []) is old
+
+
+def test_where_two_ports_ask_for_one_vip_each_keeps_its_own_options() -> None:
+    def version(*weights: str) -> App:
+        return read(on_host(*(port(VIP_0="/web:80", MINUTEMAN_0_WEIGHT=each) for each in weights)))
+
+    old, new = version("1", "2", "3"), version("4", "5")
+    expected = [[claim("web", 80, weight=weight)] for weight in (4, 5, 4)]
+    assert claims(with_options(old, [new])) == expected
 
 
 # ---- layouts before 1.5 --------------------------------------------------------------------------

@@ -1,4 +1,7 @@
-"""The grammar of VIP labels; the successor's reading of each value is in the comments."""
+"""The grammar of VIP labels; the successor's reading of each value is in the comments.
+
+It knows no options: they are keys that it skips.
+"""
 
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
@@ -7,7 +10,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from minuteman.errors import ModelError
-from minuteman.labels import QUOTED_CHARACTERS, parse_vip, read_labels
+from minuteman.labels import MAX_AFFINITY_SECONDS, QUOTED_CHARACTERS, parse_vip, read_labels
 from minuteman.model import Address, Transport, VipClaim, VipKey, VipName
 from tests.pure.strategies import literal_addresses, ports, transports, vip_names
 
@@ -163,8 +166,161 @@ def test_labels_for_one_vip_are_one_claim() -> None:
 
 
 def test_a_reason_quotes_a_long_value_in_part() -> None:
-    [problem] = read_labels({"VIP_0": 100_000 * "x"}, "tcp", "marathon").problems
-    assert len(problem.reason) < 2 * QUOTED_CHARACTERS
+    long = 100_000 * "x"
+    labels = {"VIP_0": long, "MINUTEMAN_0_WEIGHT": long, f"MINUTEMAN_0_{long}": "1"}
+    problems = read_labels(labels | {f"MINUTEMAN_{long}_WEIGHT": "1"}, "tcp", "marathon").problems
+    assert len(problems) == 4
+    assert all(len(problem.reason) < 2 * QUOTED_CHARACTERS for problem in problems)
+
+
+# ---- options -------------------------------------------------------------------------------------
+def options(**labels: str) -> tuple[int, int]:
+    """Weight and affinity of the VIP of `VIP_0` beside these labels, which are all good."""
+    [claim], problems = read_labels({"VIP_0": "/web:80", **labels}, "tcp", "marathon")
+    assert problems == ()
+    return claim.weight, claim.affinity_seconds
+
+
+def test_options_are_of_the_vip_of_the_same_number() -> None:
+    labels = {
+        "VIP_0": "/web:80",
+        "VIP_1": "/api:80",
+        "VIP_2": "/db:80",
+        "MINUTEMAN_0_WEIGHT": "10",
+        "MINUTEMAN_1_WEIGHT": "0",
+        "MINUTEMAN_1_AFFINITY": "300s",
+    }
+    assert read_labels(labels, "udp", "marathon") == (
+        (
+            VipClaim(vip("web", 80, transport="udp"), weight=10),
+            VipClaim(vip("api", 80, transport="udp"), weight=0, affinity_seconds=300),
+            VipClaim(vip("db", 80, transport="udp")),
+        ),
+        (),
+    )
+
+
+@pytest.mark.parametrize(("text", "weight"), [("0", 0), ("1", 1), ("100", 100), ("007", 7)])
+def test_weights(text: str, weight: int) -> None:
+    assert options(MINUTEMAN_0_WEIGHT=text) == (weight, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("0s", 0),
+        ("0d", 0),
+        ("1s", 1),
+        ("300s", 300),
+        ("5m", 300),
+        ("2h", 7_200),
+        ("1d", 86_400),
+        ("7d", MAX_AFFINITY_SECONDS),
+        ("168h", MAX_AFFINITY_SECONDS),
+        ("604800s", MAX_AFFINITY_SECONDS),
+    ],
+)
+def test_affinities(text: str, seconds: int) -> None:
+    assert options(MINUTEMAN_0_AFFINITY=text) == (1, seconds)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("WEIGHT", ""),
+        ("WEIGHT", "101"),
+        ("WEIGHT", "-1"),
+        ("WEIGHT", "+1"),
+        ("WEIGHT", "1.0"),
+        ("WEIGHT", " 1"),
+        ("WEIGHT", "1\n"),
+        ("WEIGHT", "0x1"),
+        ("WEIGHT", "ten"),
+        ("WEIGHT", "\u0661"),
+        ("WEIGHT", 5000 * "9"),
+        ("AFFINITY", ""),
+        ("AFFINITY", "0"),
+        ("AFFINITY", "300"),
+        ("AFFINITY", "s"),
+        ("AFFINITY", "300 s"),
+        ("AFFINITY", "300S"),
+        ("AFFINITY", "300s\n"),
+        ("AFFINITY", "5min"),
+        ("AFFINITY", "1w"),
+        ("AFFINITY", "500ms"),
+        ("AFFINITY", "-5m"),
+        ("AFFINITY", "1.5h"),
+        ("AFFINITY", "1h30m"),
+        ("AFFINITY", "\u0661s"),
+        ("AFFINITY", "8d"),
+        ("AFFINITY", "604801s"),
+        ("AFFINITY", "999999d"),
+        ("AFFINITY", 5000 * "9" + "s"),
+        ("", "1"),
+        ("weight", "1"),
+        ("WEIGHTS", "1"),
+        ("AFFINITY_SECONDS", "300"),
+    ],
+)
+def test_an_option_that_makes_no_sense_costs_only_itself(option: str, value: str) -> None:
+    labels = {"VIP_0": "/web:80", "MINUTEMAN_0_WEIGHT": "7", "MINUTEMAN_0_AFFINITY": "9s"}
+    expected = {"WEIGHT": (1, 9), "AFFINITY": (7, 0)}.get(option, (7, 9))
+    bad = f"MINUTEMAN_0_{option}"
+    [claim], [problem] = read_labels({**labels, bad: value}, "tcp", "marathon")
+    assert (claim.weight, claim.affinity_seconds) == expected
+    assert problem.label == bad
+    assert problem.reason.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("key", "option", "fits"),
+    [
+        ("VIP_0", "MINUTEMAN_0_WEIGHT", True),
+        ("vip_0", "MINUTEMAN_0_WEIGHT", True),
+        ("VIP0", "MINUTEMAN_0_WEIGHT", True),
+        ("vip_web", "MINUTEMAN_web_WEIGHT", True),
+        ("VIP_a_b", "MINUTEMAN_a_b_WEIGHT", True),
+        ("VIP__0", "MINUTEMAN__0_WEIGHT", True),
+        ("VIPER", "MINUTEMAN_ER_WEIGHT", True),
+        ("VIP", "MINUTEMAN_WEIGHT", True),
+        ("VIP_", "MINUTEMAN_WEIGHT", True),
+        ("VIP_5f0a9a1e-7b1c", "MINUTEMAN_5f0a9a1e-7b1c_WEIGHT", True),
+        ("VIP_0", "MINUTEMAN_1_WEIGHT", False),
+        ("VIP_0", "MINUTEMAN_00_WEIGHT", False),
+        ("VIP_0", "MINUTEMAN_WEIGHT", False),
+        ("VIP_0", "MINUTEMAN_VIP_0_WEIGHT", False),
+        ("VIP_web", "MINUTEMAN_WEB_WEIGHT", False),
+        ("VIP__0", "MINUTEMAN_0_WEIGHT", False),
+    ],
+)
+def test_which_vip_an_option_is_of(key: str, option: str, fits: bool) -> None:
+    [claim], problems = read_labels({key: "/web:80", option: "7"}, "tcp", "marathon")
+    assert claim.weight == (7 if fits else 1)
+    assert [problem.label for problem in problems] == ([] if fits else [option])
+
+
+@pytest.mark.parametrize("key", ["minuteman_0_WEIGHT", "MINUTEMAN0_WEIGHT", "MINUTEMAN", "WEIGHT"])
+def test_what_is_no_option_is_somebody_elses(key: str) -> None:
+    assert options(**{key: "none of ours"}) == (1, 0)
+
+
+def test_an_option_of_a_label_that_is_no_vip_is_not_reported_too() -> None:
+    labels = {"VIP_0": "/no-port", "MINUTEMAN_0_WEIGHT": "7", "MINUTEMAN_0_AFFINITY": "?"}
+    claims, problems = read_labels(labels, "tcp", "marathon")
+    assert claims == ()
+    assert [problem.label for problem in problems] == ["MINUTEMAN_0_AFFINITY", "VIP_0"]
+
+
+def test_of_two_labels_for_one_vip_the_first_counts() -> None:
+    labels = {
+        "VIP_1": "web:80",
+        "VIP_0": "/web:80",
+        "MINUTEMAN_1_AFFINITY": "9s",
+        "MINUTEMAN_0_WEIGHT": "7",
+    }
+    claims, problems = read_labels(labels, "tcp", "marathon")
+    assert claims == (VipClaim(vip("web", 80), weight=7),)
+    assert problems == ()
 
 
 @given(vip_names(), ports, transports, st.booleans())
@@ -185,6 +341,23 @@ def test_addresses_round_trip(address: Address, port: int, transport: Transport)
 
 KEYS = st.from_regex(r"(VIP|vip|Vip|)_?[0-9a-z]*", fullmatch=True)
 VALUES = st.text() | st.from_regex(r".{0,9}:\d{0,6}", fullmatch=True)
+
+
+OPTION_KEYS = st.from_regex(r"MINUTEMAN_[0-9a-z_]{0,2}(WEIGHT|AFFINITY|_|)", fullmatch=True)
+OPTION_VALUES = VALUES | st.from_regex(r"[0-9]{1,3}[smhd]?", fullmatch=True)
+
+
+@given(st.dictionaries(KEYS, VALUES), st.dictionaries(OPTION_KEYS, OPTION_VALUES))
+def test_options_change_nothing_but_options(
+    labels: dict[str, str], options: dict[str, str]
+) -> None:
+    plain = read_labels(labels, "tcp", "marathon")
+    read = read_labels(labels | options, "tcp", "marathon")
+    assert [claim.key for claim in read.claims] == [claim.key for claim in plain.claims]
+    assert [p for p in read.problems if p.label not in options] == list(plain.problems)
+    for claim in read.claims:
+        assert 0 <= claim.weight <= 100
+        assert 0 <= claim.affinity_seconds <= MAX_AFFINITY_SECONDS
 
 
 @given(st.dictionaries(KEYS, VALUES))

@@ -2,6 +2,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from random import Random
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
@@ -50,10 +51,15 @@ def vip(text: str) -> VipKey:
 
 
 def port(
-    number: int, *labels: str, container: bool = False, transport: Transport = "tcp"
+    number: int,
+    *labels: str,
+    container: bool = False,
+    transport: Transport = "tcp",
+    behind: int | None = None,
 ) -> TaskPort:
     claims = tuple(VipClaim(parse_vip(label, transport, "marathon")) for label in labels)
-    return TaskPort(transport, number, "container" if container else "host", claims=claims)
+    scope: Literal["host", "container"] = "container" if container else "host"
+    return TaskPort(transport, number, scope, container_port=behind, claims=claims)
 
 
 def task(
@@ -207,6 +213,56 @@ def test_backends_are_sorted_by_endpoint() -> None:
     assert [str(b.endpoint.address) for b in found.backends] == sorted(
         agents, key=lambda text: ip_address(text).packed
     )
+
+
+def only_backend(change: Change) -> Backend:
+    [found] = change.vips.values()
+    [backend] = found.backends
+    return backend
+
+
+@pytest.mark.parametrize(
+    ("agent", "ips", "behind", "inner"),
+    [
+        ("10.0.0.1", ["172.17.0.2"], 8080, "172.17.0.2"),
+        ("10.0.0.1", ["172.17.0.2", "172.18.0.2"], 8080, "172.17.0.2"),
+        ("10.0.0.1", ["fd00::2", "10.0.0.1", "172.17.0.2"], 8080, "172.17.0.2"),
+        ("fd00::1", ["172.17.0.2", "fd00::2"], 8080, "fd00::2"),
+        ("10.0.0.1", ["172.17.0.2"], None, None),
+        ("10.0.0.1", ["172.17.0.2"], 0, None),
+        ("10.0.0.1", ["10.0.0.1"], 8080, None),
+        ("10.0.0.1", ["fd00::2"], 8080, None),
+        ("10.0.0.1", [], 8080, None),
+    ],
+)
+@pytest.mark.parametrize("transport", ["tcp", "udp"])
+def test_where_the_container_listens_behind_a_host_port(
+    agent: str, ips: list[str], behind: int | None, inner: str | None, transport: Transport
+) -> None:
+    mapped = port(31001, "/web:80", behind=behind, transport=transport)
+    backend = only_backend(told(unit("i1", task("t1", mapped, agent=agent, ips=ips))))
+    assert backend.endpoint == Endpoint(ip_address(agent).packed, 31001, transport)
+    assert backend.inner == (Endpoint(ip_address(inner).packed, 8080, transport) if inner else None)
+
+
+def test_a_container_port_has_nothing_behind_it() -> None:
+    own = port(8080, "/web:80", container=True, behind=80)
+    assert only_backend(told(unit("i1", task("t1", own, ips=["9.0.0.1"])))).inner is None
+
+
+def test_two_containers_that_listen_at_the_same_address_are_two_backends() -> None:
+    """Networks of containers are each host's own: their addresses mean nothing to the others."""
+    units = [
+        unit(
+            f"i{n}", task(f"t{n}", port(31001, "/web:80", behind=80), agent=agent, ips=["9.0.0.1"])
+        )
+        for n, agent in enumerate(("10.0.0.1", "10.0.0.2"))
+    ]
+    change = told(*units)
+    [found] = change.vips.values()
+    assert [backend.task_id for backend in found.backends] == ["t0", "t1"]
+    assert len({backend.inner for backend in found.backends}) == 1
+    assert change.problems == {}
 
 
 # ---- how good they are --------------------------------------------------------------------------
@@ -403,6 +459,26 @@ def test_affinity_is_the_longest_that_is_asked_for() -> None:
         [asking("t1", 1, 0, 30, 9)],
     ):
         assert told(*units).vips[vip("web:80")].affinity_seconds == 30
+
+
+def test_apps_that_share_a_vip_keep_their_weights_and_get_the_longest_affinity() -> None:
+    def app(name: str, number: int, weight: int, seconds: int) -> list[Unit]:
+        claims = (VipClaim(vip("web:80"), weight, seconds),)
+        server = task(name, TaskPort("tcp", number, "host", claims=claims))
+        return [Unit(UnitId(f"app/{name}"), 1, declares=claims), unit(f"instance/{name}", server)]
+
+    one, two, three = app("one", 1, 10, 30), app("two", 2, 20, 300), app("three", 3, 0, 0)
+    table = Table(allow)
+
+    def tell(*units: Unit) -> tuple[int, list[tuple[int, Tier]]]:
+        found = table.update([snapshot(*units)], CLAIMS).vips[vip("web:80")]
+        return found.affinity_seconds, [(b.weight, b.tier) for b in found.backends]
+
+    all_three = [(10, Tier.UP), (20, Tier.UP), (0, Tier.DRAINING)]
+    assert tell(*one, *two, *three) == (300, all_three)
+    assert tell(*one, *three, two[0]) == (300, [all_three[0], all_three[2]])
+    assert tell(*one, *three) == (30, [all_three[0], all_three[2]])
+    assert tell(*three) == (0, [all_three[2]])
 
 
 def test_problems_of_a_unit_are_passed_on() -> None:
@@ -683,6 +759,29 @@ def test_no_order_of_units_or_sources_matters(world: World, random: Random) -> N
     assert computed(replace(world, snapshots=tuple(shuffled))) == computed(world)
 
 
+@given(worlds())
+def test_what_is_behind_a_host_port_decides_nothing(world: World) -> None:
+    bare = computed(replace(world, snapshots=tuple(map(without_container_ports, world.snapshots))))
+    state = computed(world)
+    assert (state.problems, state.names) == (bare.problems, bare.names)
+    assert bare.vips == {
+        key: replace(found, backends=tuple(replace(b, inner=None) for b in found.backends))
+        for key, found in state.vips.items()
+    }
+
+
+def without_container_ports(given_snapshot: Snapshot) -> Snapshot:
+    def bare(found: Task) -> Task:
+        ports = tuple(replace(listening, container_port=None) for listening in found.ports)
+        return replace(found, ports=ports)
+
+    units = {
+        unit_id: replace(found, tasks=tuple(map(bare, found.tasks)))
+        for unit_id, found in given_snapshot.units.items()
+    }
+    return replace(given_snapshot, units=units)
+
+
 # The rules once more, written down without any regard to cost.
 
 
@@ -713,15 +812,22 @@ class Said:
         runs = self.task.state == "running" and self.tier is not Tier.MAYBE
         return runs, revision, -self.tier, where, self.task.id
 
-    def endpoints(self) -> set[tuple[Endpoint, TaskPort]]:
-        return {
+    def endpoints(self) -> list[tuple[Endpoint, TaskPort]]:
+        return [
             (Endpoint(address.packed, listening.number, listening.transport), listening)
             for listening in self.task.ports
             for address in (
                 self.task.ips if listening.scope == "container" else [self.task.agent_ip]
             )
             if address is not None and self.task.state != "starting"
-        }
+        ]
+
+    def inner(self, listening: TaskPort) -> Endpoint | None:
+        agent_ip, container_port = self.task.agent_ip, listening.container_port
+        if listening.scope == "container" or agent_ip is None or not container_port:
+            return None
+        own = [ip for ip in self.task.ips if ip != agent_ip and ip.version == agent_ip.version]
+        return Endpoint(own[0].packed, container_port, listening.transport) if own else None
 
 
 def everything_said(world: World) -> list[Said]:
@@ -733,28 +839,30 @@ def everything_said(world: World) -> list[Said]:
     ]
 
 
-def asked(world: World, tasks: Collection[Said]) -> set[VipKey]:
+def asked(world: World, tasks: Collection[Said]) -> dict[VipKey, int]:
+    """Each VIP that there is, with its affinity."""
     agents = {one.task.agent_ip for one in everything_said(world)}
     units = [found for s in world.snapshots for found in s.units.values()]
     claims = {claim for found in units for claim in found.declares}
     claims |= {claim for one in tasks for p in one.task.ports for claim in p.claims}
     return {
-        claim.key
-        for claim in claims
+        claim.key: claim.affinity_seconds
+        for claim in sorted(claims, key=lambda claim: claim.affinity_seconds)
         if isinstance(host := claim.key.host, VipName)
         or (host not in agents and world.refusal(host) is None)
     }
 
 
 @given(worlds())
-def test_the_backends_are_those_that_the_rules_name(world: World) -> None:
+def test_the_vips_are_those_that_the_rules_name(world: World) -> None:
     newest = sorted(everything_said(world), key=lambda one: one.age)
     tasks = {one.task.id: one for one in newest}.values()
     owners: dict[Endpoint, Said] = {}
     for one in sorted(tasks, key=lambda one: one.evidence):
         owners |= {endpoint: one for endpoint, _ in one.endpoints()}
-    expected: dict[VipKey, dict[Endpoint, tuple[str, Tier, int]]] = {
-        key: {} for key in asked(world, tasks)
+    affinities = asked(world, tasks)
+    expected: dict[VipKey, dict[Endpoint, tuple[str, Tier, int, Endpoint | None]]] = {
+        key: {} for key in affinities
     }
     for one in tasks:
         for endpoint, listening in one.endpoints():
@@ -767,9 +875,12 @@ def test_the_backends_are_those_that_the_rules_name(world: World) -> None:
                 weight = 0 if tier is Tier.DRAINING else claim.weight
                 there = expected[claim.key].get(endpoint)
                 if there is None or there[2] < weight:
-                    expected[claim.key][endpoint] = one.task.id, tier, weight
+                    inner = one.inner(listening)
+                    expected[claim.key][endpoint] = one.task.id, tier, weight, inner
 
+    vips = computed(world).vips
+    assert {key: found.affinity_seconds for key, found in vips.items()} == affinities
     assert {
-        key: {b.endpoint: (b.task_id, b.tier, b.weight) for b in found.backends}
-        for key, found in computed(world).vips.items()
+        key: {b.endpoint: (b.task_id, b.tier, b.weight, b.inner) for b in found.backends}
+        for key, found in vips.items()
     } == expected

@@ -246,7 +246,11 @@ class Storm:
 
     def _publish(self) -> None:
         app_id = f"/web{self._chance.randrange(8)}"
-        labels = {"VIP_0": f"/web{self._chance.randrange(4)}:80"}
+        labels = {
+            "VIP_0": f"/web{self._chance.randrange(2)}:80",
+            "MINUTEMAN_0_WEIGHT": str(self._chance.randrange(3)),
+            "MINUTEMAN_0_AFFINITY": f"{self._chance.randrange(3)}m",
+        }
         self._marathon.publish(WEB | {"id": app_id, "portDefinitions": [{"labels": labels}]})
 
     def _damage(self) -> None:

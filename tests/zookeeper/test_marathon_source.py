@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
@@ -300,6 +301,95 @@ def test_a_version_that_cannot_be_read(marathon: Marathon, new_source: NewSource
         listener.unit(f"instance/{instance_id}", is_behind("old"))
 
 
+# ---- options of VIPs -----------------------------------------------------------------------------
+def with_options(weight: int, affinity: str) -> dict[str, object]:
+    """A version of the app whose label has these options."""
+    options = {"MINUTEMAN_0_WEIGHT": str(weight), "MINUTEMAN_0_AFFINITY": affinity}
+    return WEB | {"portDefinitions": [{"labels": {"VIP_0": "/web:80", **options}}]}
+
+
+def is_served(weight: int, affinity_seconds: int) -> Callable[[Unit], bool]:
+    expected = replace(claim("web"), weight=weight, affinity_seconds=affinity_seconds)
+    return lambda unit: [task.ports[0].claims for task in unit.tasks] == [(expected,)]
+
+
+def test_options_of_the_newest_version_count_for_all_instances(
+    listener: Listener, marathon: Marathon, new_source: NewSource
+) -> None:
+    marathon.publish(with_options(10, "60s"))
+    old = launch(marathon)
+    marathon.publish(WEB | {"id": "/other"})
+    other = marathon.launch("/other", HOST, host_ports=[31009])
+    before = listener.until_snapshot(lambda snapshot: len(snapshot.units) == 4)
+    assert is_served(10, 60)(before.units[UnitId(f"instance/{old}")])
+
+    marathon.publish(with_options(20, "5m"))
+    after = listener.newer(before)
+    assert after.touched == frozenset(map(UnitId, ("app/prod_web", f"instance/{old}")))
+    assert is_served(20, 300)(after.units[UnitId(f"instance/{old}")])
+    new = launch(marathon, port=31001)
+    listener.unit(f"instance/{new}", is_served(20, 300))
+
+    marathon.publish(with_options(10, "60s"))
+    for instance_id in (old, new):
+        listener.unit(f"instance/{instance_id}", is_served(10, 60))
+    marathon.kill(new)
+    listener.unit(
+        f"instance/{new}", lambda unit: is_in("killing")(unit) and is_served(10, 60)(unit)
+    )
+    unit_id = UnitId(f"instance/{other}")
+    assert listener.units()[unit_id] is before.units[unit_id]
+    with listening(new_source()) as late:
+        assert late.units() == listener.units()
+
+
+def test_a_version_with_the_same_options_touches_no_instance(
+    listener: Listener, marathon: Marathon
+) -> None:
+    marathon.publish(with_options(10, "60s"))
+    instance_id = launch(marathon)
+    before = listener.unit(f"instance/{instance_id}", is_served(10, 60))
+    marathon.publish(with_options(10, "1m") | {"instances": 2})
+    marathon.publish(WEB | {"id": "/other"})
+    # Watches fire in the order of the changes: when the last is seen, the others were.
+    listener.unit("app/other")
+    assert listener.units()[before.id] is before
+
+
+def test_options_of_the_newest_instance_count_when_the_app_asks_no_more(
+    listener: Listener, marathon: Marathon, new_source: NewSource
+) -> None:
+    marathon.publish(with_options(10, "60s"))
+    old = launch(marathon)
+    marathon.publish(with_options(20, "5m"))
+    new = launch(marathon, port=31001)
+    marathon.publish(with_options(30, "1h"))
+    for instance_id in (old, new):
+        listener.unit(f"instance/{instance_id}", is_served(30, 3600))
+    marathon.publish(web("/renamed:80"))
+    for instance_id in (old, new):
+        listener.unit(f"instance/{instance_id}", is_served(20, 300))
+    marathon.delete("/prod/web")
+    listener.until_gone("app/prod_web")
+    with listening(new_source()) as late:
+        assert late.units() == listener.units()
+        for instance_id in (old, new):
+            late.unit(f"instance/{instance_id}", is_served(20, 300))
+        marathon.remove(new)
+        for each in (late, listener):
+            each.unit(f"instance/{old}", is_served(10, 60))
+
+
+def test_an_option_that_makes_no_sense_costs_only_itself(
+    listener: Listener, marathon: Marathon
+) -> None:
+    marathon.publish(with_options(101, "60s"))
+    instance_id = launch(marathon)
+    listener.unit(f"instance/{instance_id}", is_served(1, 60))
+    app = listener.unit("app/prod_web")
+    assert [problem.subject for problem in app.problems] == ["MINUTEMAN_0_WEIGHT"]
+
+
 # ---- znodes that make no sense -------------------------------------------------------------------
 NONSENSE = {
     "zero bytes": lambda _: b"",
@@ -504,12 +594,25 @@ def test_the_origin_is_that_of_the_state(
         assert late.units().keys() == {"app/prod_web", f"instance/{first}"}
 
 
-# ---- agents with names ---------------------------------------------------------------------------
+# ---- containers with an address of their own -----------------------------------------------------
 BRIDGE: dict[str, object] = {
     "id": "/prod/web",
     "networks": [{"mode": "container/bridge"}],
     "container": {"portMappings": [{"containerPort": 80, "labels": {"VIP_0": "/web:80"}}]},
 }
+
+
+def test_a_task_on_a_bridge_has_a_host_port_and_the_address_of_its_container(
+    listener: Listener, marathon: Marathon
+) -> None:
+    marathon.publish(BRIDGE)
+    instance_id = marathon.launch("/prod/web", HOST, host_ports=[31000], ips=["172.17.0.2"])
+    [task] = listener.unit(f"instance/{instance_id}").tasks
+    assert (task.agent_ip, task.ips) == (ip_address(HOST), (ip_address("172.17.0.2"),))
+    assert task.ports == (TaskPort("tcp", 31000, "host", "", 80, (claim("web"),)),)
+
+
+# ---- agents with names ---------------------------------------------------------------------------
 NAME = "agent-7.example"
 
 

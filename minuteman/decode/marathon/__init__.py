@@ -4,6 +4,7 @@ Pure, and in steps, so that a source can keep what never changes:
 
     read_app(path, data, framework)      one version of an app: the same for ever
     read_instance(path, data)            whose instance it is, and which version of the app it runs
+    with_options(app, newest)            a version of an app with the options of its newest one
     app_unit(...), instance_unit(...)    what the loop is told
 
 A znode that makes no sense as a whole is a ModelError. What is wrong with one label, port or task
@@ -13,7 +14,15 @@ Layouts: storage 1.4 to 1.11. Which one a znode has is told by the fields in it 
 version: migrations leave old versions of an app as they were.
 """
 
-from minuteman.decode.marathon.app import App, AppPort, Framework, Listener, app_unit, read_app
+from minuteman.decode.marathon.app import (
+    App,
+    AppPort,
+    Framework,
+    Listener,
+    app_unit,
+    read_app,
+    with_options,
+)
 from minuteman.decode.marathon.instance import Instance, instance_unit, read_instance
 from minuteman.decode.marathon.names import (
     app_of_instance,
@@ -49,4 +58,5 @@ __all__ = [
     "read_instance",
     "version_ms",
     "version_text",
+    "with_options",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -13,7 +13,7 @@ from minuteman.decode.marathon.names import app_unit_id, encode_id, version_ms
 from minuteman.decode.notes import Notes
 from minuteman.errors import ModelError
 from minuteman.labels import parse_vip, read_labels
-from minuteman.model import Problem, Transport, Unit, VipClaim
+from minuteman.model import Problem, Transport, Unit, VipClaim, VipKey
 
 Network = Literal["host", "bridge", "container"]
 
@@ -113,6 +113,44 @@ def app_unit(app: App, revision: int) -> Unit:
         declares=tuple(dict.fromkeys(claims)),
         problems=app.problems,
     )
+
+
+# ---- options of other versions -------------------------------------------------------------------
+def with_options(app: App, newest: Sequence[App]) -> App:
+    """`app` with the options that count for all tasks of it; itself if they are its own.
+
+    The options of a VIP are those of the first of `newest` that asks for it: at the same port, or
+    else at the first port that does.
+    """
+    ports = tuple(_port_with_options(port, at, newest) for at, port in enumerate(app.ports))
+    return app if ports == app.ports else replace(app, ports=ports)
+
+
+def _port_with_options(port: AppPort, at: int, newest: Sequence[App]) -> AppPort:
+    listeners = (
+        Listener(each.transport, tuple(_newest_claim(claim, at, newest) for claim in each.claims))
+        for each in port.listeners
+    )
+    return replace(port, listeners=tuple(listeners))
+
+
+def _newest_claim(claim: VipClaim, at: int, newest: Sequence[App]) -> VipClaim:
+    """What counts instead of a claim of the port at this index."""
+    for app in newest:
+        if asking := _claims_of(app, claim.key):
+            return asking.get(at) or next(iter(asking.values()))
+    return claim
+
+
+def _claims_of(app: App, key: VipKey) -> dict[int, VipClaim]:
+    """What an app says of a VIP, by the index of the port."""
+    return {
+        at: claim
+        for at, port in enumerate(app.ports)
+        for listener in port.listeners
+        for claim in listener.claims
+        if claim.key == key
+    }
 
 
 # ---- networks ------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from minuteman.decode.marathon.names import (
 )
 from minuteman.decode.notes import Notes
 from minuteman.errors import ModelError
-from minuteman.model import Address, Task, TaskPort, TaskState, Unit
+from minuteman.model import Address, Task, TaskPort, TaskState, Unit, UnitId
 
 _STATES: Mapping[str, TaskState | None] = {
     "scheduled": "starting",
@@ -101,7 +101,7 @@ _TASK = msgspec.json.Decoder(_Task)
 class Instance:
     """An instance znode before it meets its app."""
 
-    id: str
+    unit_id: UnitId
     app_id: str
     """Encoded, as the znode of the app is called: `prod_web`."""
     version: int
@@ -121,7 +121,7 @@ def read_instance(path: str, data: bytes) -> Instance:
         raise ModelError("instanceId", instance_id, f"it is not the instance of {path}")
     agent = read.agent_info or _AgentInfo("")
     return Instance(
-        id=instance_id,
+        unit_id=instance_unit_id(instance_id),
         app_id=app_of_instance(instance_id),
         version=version_ms(read.run_spec_version),
         host=agent.host,
@@ -166,7 +166,7 @@ def instance_unit(
                 tasks.append(task)
     if unreadable and len(unreadable) == len(instance.tasks):
         raise unreadable[0]
-    return Unit(instance_unit_id(instance.id), revision, tuple(tasks), problems=tuple(notes))
+    return Unit(instance.unit_id, revision, tuple(tasks), problems=tuple(notes))
 
 
 @dataclass(frozen=True, slots=True)
