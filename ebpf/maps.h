@@ -3,7 +3,8 @@
  * Every map, declared once. The loader puts this file in front of the programs and compiles all of
  * it as one text, because BCC rewrites map calls in the main text only.
  *
- * Given by the loader: PIN_DIR (a string), MAX_VIPS, MAX_SLOTS, MAX_BACKENDS, HAVE_SET_RETVAL.
+ * Given by the loader: PIN_DIR (a string), the MAX_... of the maps, HAVE_SET_RETVAL and
+ * HAVE_COARSE_CLOCK (0 or 1).
  * Addresses are network order; an IPv4 one is kept IPv4-mapped where both families share a field.
  */
 #include <linux/bpf.h>
@@ -54,60 +55,143 @@ struct vip {                                                 /* "=II4I4I16s2sBxI
     __be16 port;
     u8 proto;
     u8 zero;
-    u32 flags;
+    u32 affinity_seconds;                 /* a client keeps its backend so long; 0: it does not */
 };
 _Static_assert(sizeof(struct vip) == 64, "vip: keep minuteman/dataplane/layout.py in step");
 
 /* ---- slots, backends: a run is a piece of the slot array, a slot is the id of a backend -------- */
-struct backend {                                                  /* "=16s2sBBIII" in layout.py */
+struct backend {                                                  /* "=16s2sBBHHII" in layout.py */
     __be32 addr[4];
     __be16 port;
     u8 proto;
     u8 tier;
-    u32 weight;                           /* 0: the id is free */
+    u16 weight;                           /* 1-100; 0: the id is free */
+    u16 flags;
     u32 vip_id;                           /* a backend is a member of one VIP; 0: of none */
     u32 epoch;                            /* counts the members that have used this id */
 };
 _Static_assert(sizeof(struct backend) == 32, "backend: keep minuteman/dataplane/layout.py in step");
 
+#define HAS_INNER 1                       /* a flag of a backend: it is in `inners` too */
+enum tier { UP, MAYBE, DRAINING };
+
 #define CONNECT_BUCKETS 20
 
-struct backend_stats {                                           /* "=4I3Q20Q" in layout.py */
+struct backend_stats {                                           /* "=4I4Q20Q" in layout.py */
     u32 connecting;
-    u32 active;
+    u32 active;                           /* connected UDP sockets, too */
     u32 consecutive_failures;
     u32 zero;
+    u64 ejected_until_ns;                 /* bpf_ktime_get_ns(); 0: it is not ejected */
     u64 successes;
     u64 failures;
-    u64 last_failure_ns;                  /* bpf_ktime_get_ns() */
+    u64 last_failure_ns;
     u64 connect_log2_us[CONNECT_BUCKETS]; /* bucket i: less than 2^i microseconds; the last: all others */
 };
-_Static_assert(sizeof(struct backend_stats) == 200, "backend_stats: keep minuteman/dataplane/layout.py in step");
+_Static_assert(sizeof(struct backend_stats) == 208, "backend_stats: keep minuteman/dataplane/layout.py in step");
 
-/* ---- conns: what a socket was given; lives and dies with the socket ---------------------------- */
-enum phase { CHOSEN, CONNECTING, ACTIVE };
+/* ---- inners: where a backend behind a port of this very host listens itself --------------------- */
+struct inner {                                                               /* "=16s2s2x" in layout.py */
+    __be32 addr[4];
+    __be16 port;
+    u16 zero;
+};
+_Static_assert(sizeof(struct inner) == 20, "inner: keep minuteman/dataplane/layout.py in step");
 
-struct conn {                                                       /* "=16s16s2s2sIIIQ" in layout.py */
+/* ---- prefixes: whose the addresses are where no VIP was found; the longest prefix counts --------- */
+struct prefix {                                                               /* "=I16s" in layout.py */
+    u32 bits;
+    __be32 addr[4];
+};
+_Static_assert(sizeof(struct prefix) == 20, "prefix: keep minuteman/dataplane/layout.py in step");
+
+enum owner { NOBODY, VIPS, HOST };
+
+/* ---- conns: what a connecting or connected socket was given ------------------------------------- */
+enum phase {
+    CHOSEN,                               /* connect() has a backend; it may yet fail on its own */
+    CONNECTING,                           /* counted as such */
+    ACTIVE,                               /* likewise */
+};
+
+/* The key is the socket's cookie, which is never given to another socket. For TCP everything that
+ * changes an entry's phase holds the socket's lock; for UDP it is in a system call on the socket.
+ * So no entry is counted twice or not at all, and the phase needs no atomic exchange. */
+struct conn {                                                 /* "=16s16s2s2sIIBBBBQQ" in layout.py */
     __be32 vip_addr[4];
     __be32 backend_addr[4];
     __be16 vip_port;
     __be16 backend_port;
     u32 backend_id;
     u32 epoch;
-    u32 phase;
-    u64 started_ns;
+    u8 proto;
+    u8 phase;
+    u8 timeouts;                          /* unanswered SYNs */
+    u8 abandoned;                         /* its owner closed it */
+    u64 netns;                            /* cookie of the network namespace */
+    u64 started_ns;                       /* coarse */
 };
-_Static_assert(sizeof(struct conn) == 56, "conn: keep minuteman/dataplane/layout.py in step");
+_Static_assert(sizeof(struct conn) == 64, "conn: keep minuteman/dataplane/layout.py in step");
 
-/* ---- reasons: how each decision of a program ended, counted per CPU ---------------------------- */
+/* ---- flows: what an unconnected UDP socket sends to a VIP, and what comes back ------------------- */
+enum direction { TO_VIP, FROM_BACKEND };
+
+struct flow_key {                                                       /* "=Q16s2sBxI" in layout.py */
+    u64 cookie;
+    __be32 addr[4];                       /* of the VIP, or of the backend */
+    __be16 port;
+    u8 direction;
+    u8 zero;
+    u32 zeros;
+};
+_Static_assert(sizeof(struct flow_key) == 32, "flow_key: keep minuteman/dataplane/layout.py in step");
+
+struct flow {                                                           /* "=16s2s2xII" in layout.py */
+    __be32 addr[4];                       /* of the backend, or of the VIP */
+    __be16 port;
+    u16 zero;
+    u32 backend_id;
+    u32 epoch;
+};
+_Static_assert(sizeof(struct flow) == 28, "flow: keep minuteman/dataplane/layout.py in step");
+
+/* ---- affinities: which backend a client had last ------------------------------------------------- */
+struct client {                                                            /* "=QQII" in layout.py */
+    u64 cgroup;                           /* its container. Where version 1 has the containers, all */
+    u64 netns;                            /* have one of version 2; most have a network of their own */
+    u32 vip_id;
+    u32 zero;
+};
+_Static_assert(sizeof(struct client) == 24, "client: keep minuteman/dataplane/layout.py in step");
+
+struct affinity {                                                           /* "=IIQ" in layout.py */
+    u32 backend_id;
+    u32 epoch;
+    u64 used_ns;                          /* coarse */
+};
+_Static_assert(sizeof(struct affinity) == 16, "affinity: keep minuteman/dataplane/layout.py in step");
+
+/* ---- reasons: how each decision of a program ended, counted per CPU ------------------------------ */
 enum reason {                                                      /* REASONS in layout.py */
     TRANSLATED,
     REFUSED_EMPTY,                        /* the VIP has no backend */
+    REFUSED_UNKNOWN,                      /* there is no VIP, at an address that is for VIPs alone */
     REFUSED_TORN,                         /* its run was replaced under every one of our tries */
     RETRIED,                              /* it was replaced under one of them */
-    UNTRACKED,                            /* no memory for the socket's state: connected, not counted */
+    UNTRACKED,                            /* no room for the socket's state: connected, not counted */
+    EJECTED,                              /* a backend failed too often in a row */
+    LAST_RESORT,                          /* all that were looked at are ejected: one was taken */
+    SETTLED,                              /* a socket was found gone that no program saw going */
     REASON_COUNT,
 };
+
+/* ---- options: one entry, of the agent's ---------------------------------------------------------- */
+struct options {                                                            /* "=QII" in layout.py */
+    u64 host_netns;                       /* cookie of this host's own network; 0: unknown */
+    u32 skips;                            /* how many cgroups are left alone */
+    u32 zero;
+};
+_Static_assert(sizeof(struct options) == 16, "options: keep minuteman/dataplane/layout.py in step");
 
 /* ---- meta: who wrote all this ------------------------------------------------------------------- */
 struct meta {                                                         /* "=IIQ16s" in layout.py */
@@ -127,20 +211,19 @@ PINNED("array", int, struct vip, vips, MAX_VIPS, BPF_F_MMAPABLE);
 PINNED("array", int, u32, slots, MAX_SLOTS, 0);
 PINNED("array", int, struct backend, backends, MAX_BACKENDS, 0);
 PINNED("array", int, struct backend_stats, backend_stats, MAX_BACKENDS, 0);
+PINNED("hash", u32, struct inner, inners, MAX_BACKENDS, BPF_F_NO_PREALLOC);
+PINNED("lpm_trie", struct prefix, u32, prefixes, MAX_PREFIXES, BPF_F_NO_PREALLOC);
+PINNED("hash", u64, struct conn, conns, MAX_CONNS, BPF_F_NO_PREALLOC);
+PINNED("lru_hash", struct flow_key, struct flow, flows, MAX_FLOWS, 0);
+PINNED("lru_hash", struct client, struct affinity, affinities, MAX_AFFINITIES, 0);
+PINNED("hash", u64, u32, skips, MAX_SKIPS, BPF_F_NO_PREALLOC);
+PINNED("array", int, struct options, options, 1, 0);
+PINNED("prog", int, int, again_connect4, 1, 0);
+PINNED("prog", int, int, again_connect6, 1, 0);
+PINNED("prog", int, int, again_sendmsg4, 1, 0);
+PINNED("prog", int, int, again_sendmsg6, 1, 0);
 PINNED("percpu_array", int, u64, reasons, REASON_COUNT, 0);
 PINNED("array", int, struct meta, meta, 1, 0);
-
-/* BCC's macro for this type cannot pin. */
-struct conns_table_t {
-    int key;
-    struct conn leaf;
-    void *(*sk_storage_get)(void *, void *, int);
-    int (*sk_storage_delete)(void *);
-    u32 flags;
-};
-__attribute__((section("maps/sk_storage:" PIN_DIR "/conns")))
-struct conns_table_t conns = { .flags = BPF_F_NO_PREALLOC };
-BPF_ANNOTATE_KV_PAIR(conns, int, struct conn);
 
 static inline void count(u32 reason)
 {

@@ -1,19 +1,10 @@
 /* SPDX-License-Identifier: (Apache-2.0 OR GPL-2.0) */
 /*
- * sock_ops: what became of a translated TCP connection. It feeds the choice (connecting, active)
- * and the counters (successes, failures, time to connect).
+ * sock_ops: what became of a translated TCP connection. It feeds the choice (connecting, active,
+ * ejected) and the counters (successes, failures, time to connect).
  */
-
-/* The counters of the socket's backend; NULL when its id has gone to another member since. */
-static inline struct backend_stats *stats_of(const struct conn *conn)
-{
-    int id = conn->backend_id;
-    struct backend *backend = backends.lookup(&id);
-
-    if (!backend || backend->epoch != conn->epoch)
-        return NULL;
-    return backend_stats.lookup(&id);
-}
+#define PATIENCE_NS 400000000ULL          /* who gives up sooner has proved nothing */
+#define FIRST_TIMEOUT_NS 1000000000ULL    /* TCP_TIMEOUT_INIT */
 
 static inline u32 log2_bucket(u64 us)
 {
@@ -25,18 +16,39 @@ static inline u32 log2_bucket(u64 us)
     return bucket;
 }
 
+/* The backend did not answer, or refused. */
+static inline void suspect(struct backend_stats *stats)
+{
+    u64 now = bpf_ktime_get_ns();
+
+    stats->last_failure_ns = now;
+    __sync_fetch_and_add(&stats->consecutive_failures, 1);
+    if (stats->consecutive_failures < EJECT_FAILURES)
+        return;
+    if (!stats->ejected_until_ns)
+        count(EJECTED);
+    stats->ejected_until_ns = now + EJECT_NS;
+}
+
 static inline void on_connect(struct bpf_sock_ops *ctx, struct conn *conn)
 {
     struct backend_stats *stats = stats_of(conn);
 
-    conn->started_ns = bpf_ktime_get_ns();
+    conn->started_ns = coarse_ns();
     conn->phase = CONNECTING;
     if (stats)
         __sync_fetch_and_add(&stats->connecting, 1);
-    bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+    bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG |
+                                       BPF_SOCK_OPS_RTO_CB_FLAG);
 }
 
-static inline void on_established(struct conn *conn)
+/* How long the handshake took: the round trip, unless a SYN was lost. */
+static inline u64 connect_us(const struct bpf_sock_ops *ctx, const struct conn *conn)
+{
+    return conn->timeouts ? (coarse_ns() - conn->started_ns) / 1000 : ctx->srtt_us >> 3;
+}
+
+static inline void on_established(struct bpf_sock_ops *ctx, struct conn *conn)
 {
     struct backend_stats *stats = stats_of(conn);
     u32 bucket;
@@ -49,53 +61,82 @@ static inline void on_established(struct conn *conn)
     __sync_fetch_and_add(&stats->connecting, -1);
     __sync_fetch_and_add(&stats->active, 1);
     __sync_fetch_and_add(&stats->successes, 1);
-    stats->consecutive_failures = 0;
-    bucket = log2_bucket((bpf_ktime_get_ns() - conn->started_ns) / 1000);
+    if (stats->consecutive_failures)
+        stats->consecutive_failures = 0;
+    if (stats->ejected_until_ns)
+        stats->ejected_until_ns = 0;
+    bucket = log2_bucket(connect_us(ctx, conn));
     if (bucket < CONNECT_BUCKETS)
         __sync_fetch_and_add(&stats->connect_log2_us[bucket], 1);
 }
 
-static inline void on_close(struct conn *conn)
+/* A SYN was not answered in time. */
+static inline void on_timeout(struct conn *conn)
 {
     struct backend_stats *stats = stats_of(conn);
-    u32 phase = conn->phase;
 
-    conn->phase = CHOSEN;
-    if (!stats)
+    if (conn->phase != CONNECTING)
         return;
-    if (phase == ACTIVE)
-        __sync_fetch_and_add(&stats->active, -1);
-    if (phase != CONNECTING)
-        return;
-    __sync_fetch_and_add(&stats->connecting, -1);
-    __sync_fetch_and_add(&stats->failures, 1);
-    __sync_fetch_and_add(&stats->consecutive_failures, 1);
-    stats->last_failure_ns = bpf_ktime_get_ns();
+    if (conn->timeouts < 255)
+        conn->timeouts++;
+    if (stats)
+        suspect(stats);
 }
 
-/* Most of what the kernel tells is not for us: that is settled before anything is looked up. */
+static inline void on_close(u64 cookie, struct conn *conn)
+{
+    struct backend_stats *stats = stats_of(conn);
+    int gave_up = conn->abandoned && coarse_ns() - conn->started_ns < PATIENCE_NS;
+
+    if (stats && conn->phase == CONNECTING && !gave_up) {
+        __sync_fetch_and_add(&stats->failures, 1);
+        if (!conn->timeouts)
+            suspect(stats);
+    }
+    leave(conn);
+    conns.delete(&cookie);
+}
+
+/* Most of what the kernel tells is not for us: that is settled before anything is looked up. The
+ * flag is that of on_connect(). */
 static inline int concerns_us(struct bpf_sock_ops *ctx)
 {
-    if (ctx->op == BPF_SOCK_OPS_STATE_CB)
+    switch (ctx->op) {
+    case BPF_SOCK_OPS_TCP_CONNECT_CB:
+        return 1;
+    case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
+        return ctx->bpf_sock_ops_cb_flags & BPF_SOCK_OPS_RTO_CB_FLAG;
+    case BPF_SOCK_OPS_RTO_CB:
+        return ctx->state == BPF_TCP_SYN_SENT;
+    case BPF_SOCK_OPS_STATE_CB:
         return ctx->args[1] == BPF_TCP_CLOSE;
-    return ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB || ctx->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB;
+    }
+    return 0;
 }
 
 int sock_ops(struct bpf_sock_ops *ctx)
 {
-    struct bpf_sock *sk = ctx->sk;
     struct conn *conn;
+    u64 cookie;
 
-    if (!sk || !concerns_us(ctx))
+    if (!concerns_us(ctx))
         return ALLOW;
-    conn = conns.sk_storage_get(sk, 0, 0);
+    cookie = bpf_get_socket_cookie(ctx);
+    conn = conns.lookup(&cookie);
     if (!conn)
         return ALLOW;
-    if (ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB)
+    switch (ctx->op) {
+    case BPF_SOCK_OPS_TCP_CONNECT_CB:
         on_connect(ctx, conn);
-    else if (ctx->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB)
-        on_established(conn);
-    else
-        on_close(conn);
+        break;
+    case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
+        on_established(ctx, conn);
+        break;
+    case BPF_SOCK_OPS_RTO_CB:
+        on_timeout(conn);
+        break;
+    default:
+        on_close(cookie, conn);
+    }
     return ALLOW;
 }

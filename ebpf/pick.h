@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: (Apache-2.0 OR GPL-2.0) */
 /*
- * The choice of a backend, the same for both families: two random slots of the best tier that has
- * any, and of the two the one with less to do for its weight.
+ * The choice of a backend, the same for all hooks: two random slots of the best tier that has any,
+ * and of the two the one with less to do for its weight. One that is ejected is taken only when
+ * there is nothing else, whatever the tier: a draining backend accepts, an ejected one is known not to.
  */
 
 /*
@@ -9,51 +10,158 @@
  * and what was read belongs to somebody else: the element of a hash, a place in `vips`, slots, a
  * backend's id. So everything is copied and the copy is checked, a VIP by its address, a backend by
  * the VIP that it is a member of. When a check fails, all of it is read again.
+ *
+ * Hardly any choice needs a second look, so that is a program of its own, reached by a tail call: the
+ * loops in it would cost the verifier a second in each hook.
  */
-#define PICK_TRIES 4
+#define AGAIN_TRIES 3
+
+#define EJECT_FAILURES 5                  /* in a row */
+#define EJECT_NS 30000000000ULL           /* then one connection tries it again */
+#define SCAN_SLOTS 32                     /* of each tier, looked at for a backend that is not ejected */
 
 struct choice {
     __be32 addr[4];
     __be16 port;
     u32 epoch;
     int id;
+    u32 is_ejected;                       /* nothing better was at hand */
+    u64 netns;                            /* of the caller */
 };
+
+/* A member of the VIP, and what speaks for it. */
+struct candidate {
+    int id;
+    u32 is_ejected;
+    u32 weight;
+    u32 load;
+};
+
+/* The time, a few milliseconds late, for a tenth of the price. */
+static inline u64 coarse_ns(void)
+{
+#if HAVE_COARSE_CLOCK
+    return bpf_ktime_get_coarse_ns();
+#else
+    return bpf_ktime_get_ns();
+#endif
+}
 
 static inline u32 below(u32 limit)
 {
     return ((u64)bpf_get_prandom_u32() * limit) >> 32;
 }
 
-static inline u32 load_of(int id)
+/* What a backend has to do. Nothing, if it was counted down once too often while its id changed hands. */
+static inline u32 load_of(const struct backend_stats *stats)
 {
-    struct backend_stats *stats = backend_stats.lookup(&id);
+    int load = stats->connecting + stats->active;
 
-    return stats ? stats->connecting + stats->active : 0;
+    return load < 0 ? 0 : load;
 }
 
-/* The backend in `slot` with its id in *id; NULL when it is not a member of the VIP. */
-static inline struct backend *member_at(int slot, u32 vip_id, int *id)
+static inline u32 is_ejected(const struct backend_stats *stats)
 {
-    u32 *found = slots.lookup(&slot);
+    return stats->ejected_until_ns && bpf_ktime_get_ns() < stats->ejected_until_ns;
+}
+
+/* Read the backend in `slot`; 0 when it is not a member of the VIP. */
+static inline int read_member(int slot, u32 vip_id, struct candidate *member)
+{
+    u32 *id = slots.lookup(&slot);
+    struct backend_stats *stats;
     struct backend *backend;
 
-    if (!found)
-        return NULL;
-    *id = *found;
-    backend = backends.lookup(id);
-    if (!backend || backend->vip_id != vip_id || !backend->weight)
-        return NULL;
-    return backend;
+    if (!id)
+        return 0;
+    member->id = *id;
+    backend = backends.lookup(&member->id);
+    stats = backend_stats.lookup(&member->id);
+    if (!backend || !stats || backend->vip_id != vip_id)
+        return 0;
+    member->weight = backend->weight;
+    member->load = load_of(stats);
+    member->is_ejected = is_ejected(stats);
+    return member->weight;
 }
 
-/* Copy a member; 0 when its id has been freed meanwhile. Freeing an id clears its vip_id and leaves
- * the address as it is; only later, in another call, the id is given away. So who sees the address
- * of the next member sees that it was freed, too. */
-static inline int take(struct choice *choice, struct backend *backend, u32 vip_id, int id)
+/* Whether `one` is to be preferred; not if they are equal. */
+static inline int is_better(const struct candidate *one, const struct candidate *other)
 {
-    u64 *owner = (u64 *)&backend->vip_id;
-    u64 before = *(volatile u64 *)owner;
+    if (one->is_ejected != other->is_ejected)
+        return other->is_ejected;
+    return (u64)one->load * other->weight < (u64)other->load * one->weight;
+}
 
+/* The id in `slot`, if that is a backend of the VIP and not ejected; else 0, which names none. */
+static inline int healthy_id(int slot, u32 vip_id)
+{
+    u32 *found = slots.lookup(&slot);
+    struct backend_stats *stats;
+    struct backend *backend;
+    int id = found ? *found : 0;
+
+    backend = backends.lookup(&id);
+    stats = backend_stats.lookup(&id);
+    if (!backend || !stats)
+        return 0;
+    return backend->vip_id == vip_id && !is_ejected(stats) ? id : 0;
+}
+
+/* Find a backend of the VIP that is not ejected, best tier first; 0: there is none in reach. Half of
+ * the slots that are looked at are random ones, which spreads the load; the others are the first
+ * ones of the tier, in which each of its backends has its turn before one has a second. */
+static inline int find_healthy(const struct found *vip)
+{
+    u32 first = vip->run.base;
+    int id;
+
+#pragma nounroll
+    for (int tier = UP; tier <= DRAINING; tier++) {
+        u32 size = tier == UP ? vip->run.up : tier == MAYBE ? vip->run.maybe : vip->run.draining;
+
+#pragma nounroll
+        for (u32 i = 0; i < SCAN_SLOTS && size; i++) {
+            u32 at = i < SCAN_SLOTS / 2 ? below(size) : (i - SCAN_SLOTS / 2) % size;
+
+            id = healthy_id(first + at, vip->id);
+            if (id)
+                return id;
+        }
+        first += size;
+    }
+    return 0;
+}
+
+/* Where the backend is for who is in the network of this very host, if that is another address. */
+static inline void take_inner(struct choice *choice)
+{
+    int key = 0;
+    struct options *set = options.lookup(&key);
+    struct inner *inner;
+    u32 id = choice->id;
+
+    if (!set || !set->host_netns || set->host_netns != choice->netns)
+        return;
+    inner = inners.lookup(&id);
+    if (!inner)
+        return;
+    copy_address(choice->addr, inner->addr);
+    choice->port = inner->port;
+}
+
+/* Copy backend `id`; 0 when the id has been freed meanwhile. Freeing an id clears its vip_id and
+ * leaves the address as it is; only later, in another call, the id is given away. So who sees the
+ * address of the next member sees that it was freed, too. */
+static inline int take(struct choice *choice, int id, u32 vip_id)
+{
+    struct backend *backend = backends.lookup(&id);
+    u64 *owner, before;
+
+    if (!backend)
+        return 0;
+    owner = (u64 *)&backend->vip_id;
+    before = *(volatile u64 *)owner;
     choice->addr[0] = *(volatile __be32 *)&backend->addr[0];
     choice->addr[1] = *(volatile __be32 *)&backend->addr[1];
     choice->addr[2] = *(volatile __be32 *)&backend->addr[2];
@@ -61,59 +169,169 @@ static inline int take(struct choice *choice, struct backend *backend, u32 vip_i
     choice->port = *(volatile __be16 *)&backend->port;
     choice->epoch = before >> 32;
     choice->id = id;
+    if (backend->flags & HAS_INNER)
+        take_inner(choice);
     return (u32)before == vip_id && *(volatile u64 *)owner == before;
 }
 
-/* Choose a backend of `run`, which has slots; 0 when it has been replaced. */
-static inline int pick(const struct run *run, u32 vip_id, struct choice *choice)
+/* Choose a backend of `vip`, which has slots; 0 when its run has been replaced. */
+static inline int pick(const struct found *vip, struct choice *choice)
 {
-    u32 first = run->base, size = run->up, one, two;
-    struct backend *a, *b;
-    int id = 0, other = 0;
+    u32 first = vip->run.base, size = vip->run.up, one, two;
+    struct candidate a = {}, b = {};
 
     if (!size) {
-        first += run->up;
-        size = run->maybe;
+        first += vip->run.up;
+        size = vip->run.maybe;
     }
     if (!size) {
-        first += run->maybe;
-        size = run->draining;
+        first += vip->run.maybe;
+        size = vip->run.draining;
     }
     one = below(size);
-    a = member_at(first + one, vip_id, &id);
-    if (!a)
+    if (!read_member(first + one, vip->id, &a))
         return 0;
     if (size > 1) {
         two = one + 1 + below(size - 1);
         if (two >= size)
             two -= size;
-        b = member_at(first + two, vip_id, &other);
-        if (!b)
+        if (!read_member(first + two, vip->id, &b))
             return 0;
-        if ((u64)load_of(other) * a->weight < (u64)load_of(id) * b->weight) {
+        if (is_better(&b, &a))
             a = b;
-            id = other;
-        }
     }
-    return take(choice, a, vip_id, id);
+    choice->is_ejected = a.is_ejected;
+    return take(choice, a.id, vip->id);
 }
 
-/* Note on `sk` what it was given, for getpeername and the counters. */
-static inline struct conn *track(struct bpf_sock *sk, const struct choice *choice)
+/* The time of an ejected backend is over when it is chosen all the same: this one connection tries
+ * it, and all others wait for what comes of it. */
+static inline void begin_trial(const struct choice *choice)
 {
-    struct conn *conn = conns.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+    int id = choice->id;
+    struct backend_stats *stats = backend_stats.lookup(&id);
 
-    if (!conn) {
-        count(UNTRACKED);
-        return NULL;
+    if (stats && stats->ejected_until_ns)
+        stats->ejected_until_ns = bpf_ktime_get_ns() + EJECT_NS;
+}
+
+/* ---- a VIP whose clients keep their backend ------------------------------------------------------ */
+static inline struct client client_of(const struct found *vip, const struct choice *choice)
+{
+    struct client client = {
+        .cgroup = bpf_get_current_cgroup_id(),
+        .netns = choice->netns,
+        .vip_id = vip->id,
+    };
+
+    return client;
+}
+
+/* Whether `vip` gives out backends of `tier` now. Where maybe was taken for up, none is maybe. */
+static inline int is_in_use(const struct run *run, u8 tier)
+{
+    if (tier == DRAINING)
+        return !run->up && !run->maybe;
+    return tier == UP || !run->up || !run->maybe;
+}
+
+/* Take the backend that the client had last; 0 when it is to have another one. */
+static inline int take_last(const struct found *vip, struct choice *choice)
+{
+    struct client client = client_of(vip, choice);
+    struct affinity *last = affinities.lookup(&client);
+    struct backend_stats *stats;
+    struct backend *backend;
+    u64 now = coarse_ns();
+    int id;
+
+    if (!last || now - last->used_ns >= vip->affinity_seconds * 1000000000ULL)
+        return 0;
+    id = last->backend_id;
+    backend = backends.lookup(&id);
+    stats = backend_stats.lookup(&id);
+    if (!backend || !stats || backend->epoch != last->epoch || !backend->weight)
+        return 0;
+    if (!is_in_use(&vip->run, backend->tier) || is_ejected(stats))
+        return 0;
+    last->used_ns = now;
+    return take(choice, id, vip->id);
+}
+
+static inline void remember(const struct found *vip, const struct choice *choice)
+{
+    struct client client = client_of(vip, choice);
+    struct affinity last = {
+        .backend_id = choice->id,
+        .epoch = choice->epoch,
+        .used_ns = coarse_ns(),
+    };
+
+    affinities.update(&client, &last);
+}
+
+/* ---- the whole of it ----------------------------------------------------------------------------- */
+static inline int settle_on(const struct found *vip, const struct choice *choice)
+{
+    if (vip->affinity_seconds)
+        remember(vip, choice);
+    count(TRANSLATED);
+    return REDIRECT;
+}
+
+/* What to do with something for `to`, whose VIP is at `place`, or is none. REDIRECT: send it to
+ * `choice`; AGAIN: choose_again() is to be asked. */
+static inline int choose(struct bpf_sock_addr *ctx, const struct target *to, u32 *place,
+                         struct choice *choice)
+{
+    struct found vip = {};
+
+    if ((!place && !is_for_vips(to)) || is_skipped())
+        return PASS;
+    if (!place)
+        return refuse(REFUSED_UNKNOWN);
+    if (!read_vip(*place, to, &vip))
+        return AGAIN;
+    if (!(vip.run.up | vip.run.maybe | vip.run.draining))
+        return refuse(REFUSED_EMPTY);
+    choice->netns = bpf_get_netns_cookie(ctx);
+    if (!(vip.affinity_seconds && take_last(&vip, choice)) && !pick(&vip, choice))
+        return AGAIN;
+    if (choice->is_ejected)
+        return AGAIN;
+    begin_trial(choice);
+    return settle_on(&vip, choice);
+}
+
+/* The same where choose() met a run that was being replaced, or nothing but ejected backends. */
+static inline int choose_again(struct bpf_sock_addr *ctx, const struct target *to,
+                               struct choice *choice)
+{
+    struct found vip = {};
+    int is_whole = 0, id;
+    u32 *place;
+
+#pragma unroll
+    for (int i = 0; i < AGAIN_TRIES; i++) {
+        count(RETRIED);
+        place = place_of(to);
+        if (!place)
+            return PASS;
+        is_whole = read_vip(*place, to, &vip);
+        if (is_whole)
+            break;
     }
-    conn->backend_id = choice->id;
-    conn->epoch = choice->epoch;
-    conn->phase = CHOSEN;
-    conn->backend_port = choice->port;
-    conn->backend_addr[0] = choice->addr[0];
-    conn->backend_addr[1] = choice->addr[1];
-    conn->backend_addr[2] = choice->addr[2];
-    conn->backend_addr[3] = choice->addr[3];
-    return conn;
+    if (!is_whole)
+        return refuse(REFUSED_TORN);
+    if (!(vip.run.up | vip.run.maybe | vip.run.draining))
+        return refuse(REFUSED_EMPTY);
+    choice->netns = bpf_get_netns_cookie(ctx);
+    id = find_healthy(&vip);
+    if (id && take(choice, id, vip.id))
+        return settle_on(&vip, choice);
+    if (!pick(&vip, choice))
+        return refuse(REFUSED_TORN);
+    if (choice->is_ejected)
+        count(LAST_RESORT);
+    return settle_on(&vip, choice);
 }

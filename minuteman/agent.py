@@ -43,6 +43,7 @@ from minuteman.model import Claims
 from minuteman.names.home import HomeBook, Homes
 from minuteman.policy import LiteralPolicy
 from minuteman.reconcile.loop import Loop
+from minuteman.reconcile.plan import Ground
 from minuteman.reconcile.store import Saver, Store
 from minuteman.settings import Settings
 from minuteman.source.marathon import MarathonSource
@@ -172,6 +173,8 @@ class Agent:
             audit_seconds=settings.audit_seconds,
             now=time.monotonic(),
         )
+        self._ranges = (*settings.named_range.prefixes(), *settings.named_range6.prefixes())
+        self._loop.stand_on(self._ground())
         self._front = FrontChild(
             [*FRONT, "--listen", settings.api, "--user", settings.front_user],
             self._selector,
@@ -207,6 +210,7 @@ class Agent:
         if self._guard.policy is not self._policy:
             self._policy = self._guard.policy
             self._loop.obey(self._policy.refusal)
+            self._loop.stand_on(self._ground())
         wake = self._loop.step(now)
         if not gc.isenabled() and (self._loop.is_settled or now >= self._deadline):
             gc.freeze()  # what is there now is there to stay: it need not be looked at again
@@ -220,6 +224,10 @@ class Agent:
                 "the state folder has VIPs of an earlier run"
             )
         return min(wake, self._deadline)
+
+    def _ground(self) -> Ground:
+        """Whose the addresses are at which no VIP is found."""
+        return Ground(self._ranges, self._guard.local)
 
     def _tick_front(self, now: float) -> float:
         """Do what is due of the front process; returns when to come back. Errors: ConfigError."""

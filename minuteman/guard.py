@@ -42,7 +42,8 @@ class Guard:
         self._lookup = lookup
         self._resolv_conf = resolv_conf
         self._resolvers: frozenset[Address] = frozenset()
-        self._local: frozenset[Address] = frozenset()
+        self.local: frozenset[Address] = frozenset()
+        """This host's own addresses: another object when they changed."""
         self._resolved: dict[str, Sequence[Address]] = {}
         """The last good answer for each name."""
         self._closing = threading.Event()
@@ -63,7 +64,7 @@ class Guard:
         while not self._closing.is_set():
             self._look_at_host()
             self._resolve()
-            policy = self._guarded()
+            policy = self._guarded()  # has this host's addresses in it
             if policy != self.policy:
                 self.policy = policy
                 bell()
@@ -71,7 +72,7 @@ class Guard:
 
     def _look_at_host(self) -> None:
         try:
-            self._local = local_addresses()
+            self.local = local_addresses()
         except DataplaneError as exc:
             log.warning("own addresses not read error=%s", exc)
         try:
@@ -91,7 +92,7 @@ class Guard:
 
     def _guarded(self) -> LiteralPolicy:
         forbidden = dict.fromkeys(self._resolvers, "a resolver")
-        forbidden |= dict.fromkeys(self._local, "this host")
+        forbidden |= dict.fromkeys(self.local, "this host")
         for name in self._zookeeper:
             address = _address(name)
             known = self._resolved.get(name, ()) if address is None else (address,)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,6 +42,12 @@ class Dataplane(Protocol):
 
     def counters(self) -> Counters:
         """Read the counters of the backends in the last known state, where one is not zero."""
+
+    def skip(self, cgroups: Collection[int]) -> None:
+        """Leave the processes in these cgroups, and below them, alone: these and no others.
+
+        A cgroup is named by the inode of its folder.   Errors: DataplaneError.
+        """
 
     def close(self) -> None:
         """Let go of descriptors. Programs, links and maps stay and keep serving."""

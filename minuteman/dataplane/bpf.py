@@ -21,11 +21,15 @@ from minuteman.errors import DataplaneError, UnsupportedKernelError
 # enum bpf_attach_type, linux/bpf.h
 CGROUP_SOCK_OPS = 3
 CGROUP_INET4_CONNECT, CGROUP_INET6_CONNECT = 10, 11
+CGROUP_UDP4_SENDMSG, CGROUP_UDP6_SENDMSG = 14, 15
+CGROUP_UDP4_RECVMSG, CGROUP_UDP6_RECVMSG = 19, 20
 CGROUP_INET4_GETPEERNAME, CGROUP_INET6_GETPEERNAME = 29, 30
+CGROUP_INET_SOCK_RELEASE = 34
 # enum bpf_prog_type
-PROG_CGROUP_SOCK_ADDR, PROG_SOCK_OPS = 18, 13
+PROG_SCHED_CLS, PROG_CGROUP_SOCK, PROG_SOCK_OPS, PROG_CGROUP_SOCK_ADDR = 3, 9, 13, 18
 # enum bpf_func_id
-SK_STORAGE_GET, SET_RETVAL = 107, 187
+GET_SOCKET_COOKIE, GET_NETNS_COOKIE, GET_CURRENT_ANCESTOR_CGROUP_ID = 46, 122, 123
+KTIME_GET_COARSE_NS, SET_RETVAL = 160, 187
 QUERY_EFFECTIVE = 1
 ANY = 0
 
@@ -48,6 +52,28 @@ class _ProgInfo(ctypes.Structure):
     """Start of struct bpf_prog_info."""
 
     _fields_ = (("type", c_uint32), ("id", c_uint32), ("tag", ctypes.c_uint8 * 8))
+
+
+class _TestRunOptions(ctypes.Structure):
+    """Start of struct bpf_test_run_opts, a struct of libbpf."""
+
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("data_in", c_char_p),
+        ("data_out", c_void_p),
+        ("data_size_in", c_uint32),
+        ("data_size_out", c_uint32),
+        ("ctx_in", c_void_p),
+        ("ctx_out", c_void_p),
+        ("ctx_size_in", c_uint32),
+        ("ctx_size_out", c_uint32),
+        ("retval", c_uint32),
+        ("repeat", c_int),
+        ("duration", c_uint32),
+        ("flags", c_uint32),
+        ("cpu", c_uint32),
+        ("batch_size", c_uint32),
+    )
 
 
 class _LinkInfo(ctypes.Structure):
@@ -100,6 +126,7 @@ def _lib() -> ctypes.CDLL:
         "bpf_link_create": (c_int, c_int, c_int, opts),
         "bpf_link_update": (c_int, c_int, opts),
         "bpf_link_detach": (c_int,),
+        "bpf_prog_test_run_opts": (c_int, c_void_p),
         "bpf_prog_query": (c_int, c_int, c_uint32, POINTER(c_uint32), c_void_p, POINTER(c_uint32)),
         "bpf_map_update_elem": (c_int, c_char_p, c_char_p, c_uint64),
         "bpf_map_lookup_elem": (c_int, c_char_p, c_void_p),
@@ -205,6 +232,15 @@ def effective_programs(cgroup: int, attach_type: int) -> tuple[int, ...]:
                 raise
             continue  # `count` has been set to what there is
         return tuple(ids[: count.value])
+
+
+def run_on(program: int, packet: bytes) -> int:
+    """Run a program for packets on `packet`, at least 14 bytes, and send it nowhere: its result."""
+    options = _TestRunOptions(
+        sz=ctypes.sizeof(_TestRunOptions), data_in=packet, data_size_in=len(packet), repeat=1
+    )
+    _call("bpf_prog_test_run_opts", program, byref(options))
+    return int(options.retval)
 
 
 # ---- maps ---------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import logging
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import cast
@@ -14,14 +14,17 @@ from typing import cast
 from minuteman.dataplane import bpf, cgroup, pins, probe
 from minuteman.dataplane.base import Applied
 from minuteman.dataplane.maps import Maps
+from minuteman.dataplane.netns import netns_cookie
 from minuteman.errors import DataplaneError, RunningError, UnsupportedKernelError
 from minuteman.model import Counters, Problem
 from minuteman.reconcile.kernelstate import (
+    DropPrefix,
     DropVip,
     KernelState,
     Limits,
     Op,
     PutBackend,
+    PutPrefix,
     Release,
     SwapVip,
     WriteRun,
@@ -65,6 +68,7 @@ class KernelDataplane:
             _load(where, self._state_dir / "cache", self._limits)
             self._maps = Maps.open(where.maps, self._limits)
             self._state = self._maps.read_state()
+            self._maps.set_host(netns_cookie())
             pins.attach(where, self._cgroup_fd, cgroup.cgroup_id(self._cgroup_fd))
             self._programs = pins.program_ids(where)
         except RunningError:
@@ -119,8 +123,12 @@ class KernelDataplane:
                         maps.drop_vip(op.frontend)
                     case Release():
                         maps.free_backends(
-                            state.backends[i] for i in op.backend_ids if i in state.backends
+                            [state.backends[i] for i in op.backend_ids if i in state.backends]
                         )
+                    case PutPrefix():
+                        maps.put_prefix(op.prefix, op.owner)
+                    case DropPrefix():
+                        maps.drop_prefix(op.prefix)
                 yield (op,)
 
     def audit(self) -> KernelState:
@@ -131,13 +139,13 @@ class KernelDataplane:
     def attached(self) -> tuple[Problem, ...]:
         """What is missing of our programs in the effective query of the cgroup."""
         problems = []
-        for name, attach_type in pins.PROGRAMS.items():
+        for name, program in self._programs.items():
             try:
-                effective = bpf.effective_programs(self._cgroup_fd, attach_type)
+                effective = bpf.effective_programs(self._cgroup_fd, pins.PROGRAMS[name])
             except DataplaneError as exc:
                 problems.append(Problem(str(self._cgroup), name, "attached", str(exc)))
                 continue
-            if self._programs.get(name) not in effective:
+            if program not in effective:
                 problems.append(Problem(str(self._cgroup), name, "attached", NOT_EFFECTIVE))
         return tuple(problems)
 
@@ -156,6 +164,10 @@ class KernelDataplane:
             },
             reasons=maps.read_reasons(),
         )
+
+    def skip(self, cgroups: Collection[int]) -> None:
+        """Leave the processes in these cgroups alone; see `Dataplane.skip`."""
+        self._opened().set_skips(cgroups)
 
     def close(self) -> None:
         """Let go of descriptors; programs, links and maps stay and keep serving."""
@@ -190,7 +202,7 @@ def _load(where: pins.Pins, cache: Path, limits: Limits) -> None:
     command = [sys.executable, "-P", "-m", "minuteman.dataplane.loader"]
     command += ["--pins", str(where.root), "--cache", str(cache)]
     command += ["--vips", str(limits.vips), "--slots", str(limits.slots)]
-    command += ["--backends", str(limits.backends)]
+    command += ["--backends", str(limits.backends), "--conns", str(limits.conns)]
     started = time.monotonic()
     try:
         child = subprocess.run(  # noqa: S603 - our own module, our own arguments

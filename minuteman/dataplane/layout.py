@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Network, IPv6Network
 from struct import Struct
 
 from minuteman.model import BackendCounters, Endpoint, Frontend, Tier, Transport
-from minuteman.reconcile.kernelstate import Limits, PutBackend
+from minuteman.reconcile.kernelstate import Limits, Prefix, PutBackend
 
-SCHEMA = 1
+SCHEMA = 2
 """Goes up with every change of a struct or map; each schema has its own folder of pins."""
 
 VIP4_KEY = Struct("=4s2sBx")
@@ -23,21 +23,48 @@ PLACE = Struct("=I")
 RUN = Struct("=4I")
 VIP = Struct("=II4I4I16s2sBxI")
 SLOT = Struct("=I")
-BACKEND = Struct("=16s2sBBIII")
-BACKEND_STATS = Struct("=4I3Q20Q")
+BACKEND = Struct("=16s2sBBHHII")
+BACKEND_STATS = Struct("=4I4Q20Q")
+INNER = Struct("=16s2s2x")
+PREFIX = Struct("=I16s")
+OWNER = Struct("=I")
+COOKIE = Struct("=Q")
+CONN = Struct("=16s16s2s2sIIBBBBQQ")
+FLOW_KEY = Struct("=Q16s2sBxI")
+FLOW = Struct("=16s2s2xII")
+CLIENT = Struct("=QQII")
+AFFINITY = Struct("=IIQ")
+SKIP = Struct("=I")
+OPTIONS = Struct("=QII")
 REASON = Struct("=Q")
 META = Struct("=IIQ16s")
-CONN = Struct("=16s16s2s2sIIIQ")
+
+FLOWS, AFFINITIES, SKIPS = 131_072, 65_536, 1_024
+"""Capacity of maps for which there is no setting."""
+OTHER_PREFIXES = 1_024
+"""Prefixes beside one for the address of each VIP."""
+HAS_INNER = 1
+"""Flag of a backend."""
 
 PROTOCOL: Mapping[Transport, int] = {"tcp": 6, "udp": 17}
 TRANSPORT: Mapping[int, Transport] = {number: name for name, number in PROTOCOL.items()}
 MAPPED_PREFIX = bytes(10) + b"\xff\xff"
 
-REASONS = ("translated", "refused_empty", "refused_torn", "retried", "untracked")
+REASONS = (
+    "translated",
+    "refused_empty",
+    "refused_unknown",
+    "refused_torn",
+    "retried",
+    "untracked",
+    "ejected",
+    "last_resort",
+    "settled",
+)
 """Names of `enum reason`, in its order."""
 
 # enum bpf_map_type and flags, linux/bpf.h
-HASH, ARRAY, PERCPU_ARRAY, SK_STORAGE = 1, 2, 6, 24
+HASH, ARRAY, PROG_ARRAY, PERCPU_ARRAY, LRU_HASH, LPM_TRIE = 1, 2, 3, 6, 9, 11
 NO_PREALLOC, MMAPABLE = 1, 1 << 10
 
 
@@ -62,9 +89,21 @@ def map_shapes(limits: Limits) -> dict[str, MapShape]:
         "slots": MapShape(ARRAY, index, SLOT.size, limits.slots),
         "backends": MapShape(ARRAY, index, BACKEND.size, limits.backends),
         "backend_stats": MapShape(ARRAY, index, BACKEND_STATS.size, limits.backends),
+        "inners": MapShape(HASH, index, INNER.size, limits.backends, NO_PREALLOC),
+        "prefixes": MapShape(
+            LPM_TRIE, PREFIX.size, OWNER.size, limits.vips + OTHER_PREFIXES, NO_PREALLOC
+        ),
+        "conns": MapShape(HASH, COOKIE.size, CONN.size, limits.conns, NO_PREALLOC),
+        "flows": MapShape(LRU_HASH, FLOW_KEY.size, FLOW.size, FLOWS),
+        "affinities": MapShape(LRU_HASH, CLIENT.size, AFFINITY.size, AFFINITIES),
+        "skips": MapShape(HASH, COOKIE.size, SKIP.size, SKIPS, NO_PREALLOC),
+        "options": MapShape(ARRAY, index, OPTIONS.size, 1),
+        "again_connect4": MapShape(PROG_ARRAY, index, SLOT.size, 1),
+        "again_connect6": MapShape(PROG_ARRAY, index, SLOT.size, 1),
+        "again_sendmsg4": MapShape(PROG_ARRAY, index, SLOT.size, 1),
+        "again_sendmsg6": MapShape(PROG_ARRAY, index, SLOT.size, 1),
         "reasons": MapShape(PERCPU_ARRAY, index, REASON.size, len(REASONS)),
         "meta": MapShape(ARRAY, index, META.size, 1),
-        "conns": MapShape(SK_STORAGE, index, CONN.size, 0, NO_PREALLOC),
     }
 
 
@@ -106,10 +145,15 @@ def mapped(packed: bytes) -> bytes:
     return packed if len(packed) == 16 else MAPPED_PREFIX + packed
 
 
+def unmapped(packed: bytes) -> bytes:
+    """What `mapped` was made of."""
+    return packed[12:] if packed.startswith(MAPPED_PREFIX) else packed
+
+
 def pack_backend(backend: PutBackend, epoch: int) -> bytes:
     """Value of `backend` in `backends`.
 
-    Shape: address(16) port(2) protocol(1) tier(1) weight(4) vip id(4) epoch(4).
+    Shape: address(16) port(2) protocol(1) tier(1) weight(2) flags(2) vip id(4) epoch(4).
     Source: struct backend.
     """
     endpoint = backend.endpoint
@@ -119,34 +163,86 @@ def pack_backend(backend: PutBackend, epoch: int) -> bytes:
         PROTOCOL[endpoint.transport],
         backend.tier,
         backend.weight,
+        HAS_INNER if backend.inner else 0,
         backend.vip_id,
         epoch,
     )
 
 
-def pack_free_backend(raw: bytes) -> bytes:
+def pack_free_backend(raw: bytes, epoch: int | None = None) -> bytes:
     """The entry `raw` of `backends` as that of a free id: a member of no VIP, of no weight.
 
-    Address, port and epoch stay, so that a program that is using them reads nothing half.
+    Address and port stay, so that a program that is using them reads nothing half; so does the
+    epoch, unless another one is given.
     """
-    *address, _weight, _vip_id, epoch = BACKEND.unpack(raw)
-    return BACKEND.pack(*address, 0, 0, epoch)
+    *address, _weight, _flags, _vip_id, old_epoch = BACKEND.unpack(raw)
+    return BACKEND.pack(*address, 0, 0, 0, old_epoch if epoch is None else epoch)
 
 
-def unpack_backend(backend_id: int, raw: bytes) -> tuple[PutBackend | None, int]:
-    """The backend under an id, None when the id is free, and the epoch of the id."""
-    address, port, protocol, tier, weight, vip_id, epoch = BACKEND.unpack(raw)
+def unpack_backend(
+    backend_id: int, raw: bytes, inner: bytes | None = None
+) -> tuple[PutBackend | None, int]:
+    """The backend under an id, None when the id is free, and the epoch of the id.
+
+    `inner` is what `inners` has under the id.
+    """
+    address, port, protocol, tier, weight, flags, vip_id, epoch = BACKEND.unpack(raw)
     if not weight:
         return None, epoch
-    if address.startswith(MAPPED_PREFIX):
-        address = IPv4Address(address[12:]).packed
-    endpoint = Endpoint(address, int.from_bytes(port, "big"), TRANSPORT[protocol])
-    return PutBackend(backend_id, vip_id, endpoint, weight, Tier(tier)), epoch
+    transport = TRANSPORT[protocol]
+    endpoint = Endpoint(unmapped(address), int.from_bytes(port, "big"), transport)
+    inside = unpack_inner(inner, transport) if inner and flags & HAS_INNER else None
+    return PutBackend(backend_id, vip_id, endpoint, weight, Tier(tier), inside), epoch
 
 
-def unpack_stats(raw: bytes) -> BackendCounters:
-    """The counters of one backend."""
-    connecting, active, consecutive, _, successes, failures, _last, *buckets = BACKEND_STATS.unpack(
-        raw
+def pack_inner(inner: Endpoint) -> bytes:
+    """Value of `inner` in `inners`.
+
+    Shape: address(16) port(2) zero(2).   Source: struct inner.
+    """
+    return INNER.pack(mapped(inner.address_packed), inner.port.to_bytes(2, "big"))
+
+
+def unpack_inner(raw: bytes, transport: Transport) -> Endpoint:
+    """The endpoint in a value of `inners`."""
+    address, port = INNER.unpack(raw)
+    return Endpoint(unmapped(address), int.from_bytes(port, "big"), transport)
+
+
+def pack_prefix(prefix: Prefix) -> bytes:
+    """Key of `prefix` in `prefixes`.
+
+    Shape: bits(4, of 128) address(16).   An IPv4 prefix is that of the mapped addresses.
+    Source: struct prefix.
+    """
+    bits = prefix.prefixlen + (0 if prefix.version == 6 else 8 * len(MAPPED_PREFIX))
+    return PREFIX.pack(bits, mapped(prefix.network_address.packed))
+
+
+def unpack_prefix(raw: bytes) -> Prefix:
+    """The prefix of a key of `prefixes`."""
+    bits, address = PREFIX.unpack(raw)
+    if address.startswith(MAPPED_PREFIX) and bits >= 8 * len(MAPPED_PREFIX):
+        return IPv4Network((address[12:], bits - 8 * len(MAPPED_PREFIX)))
+    return IPv6Network((address, bits))
+
+
+def unpack_stats(raw: bytes, now_ns: int) -> BackendCounters:
+    """The counters of one backend. `now_ns` is on the clock of bpf_ktime_get_ns(), monotonic."""
+    connecting, active, consecutive, _, ejected_until_ns, successes, failures, _last, *buckets = (
+        BACKEND_STATS.unpack(raw)
     )
-    return BackendCounters(connecting, active, successes, failures, consecutive, tuple(buckets))
+    return BackendCounters(
+        connecting=_not_negative(connecting),
+        active=_not_negative(active),
+        successes=successes,
+        failures=failures,
+        consecutive_failures=consecutive,
+        ejected=now_ns < ejected_until_ns,
+        connect_log2_us=tuple(buckets),
+    )
+
+
+def _not_negative(count: int) -> int:
+    """A program that is stopped while its backend's id changes hands counts down once too often."""
+    return 0 if count >= 1 << 31 else count

@@ -1,7 +1,7 @@
 """The loader child: compile through BCC, load, pin, exit. The only user of BCC.
 
     python -m minuteman.dataplane.loader --pins FOLDER --cache FOLDER \
-        --vips N --slots N --backends N
+        --vips N --slots N --backends N --conns N
 
 It is a process of its own so that the agent carries no LLVM. Nothing is attached here. It writes
 nothing to standard output, says what went wrong in its last line on standard error, and returns an
@@ -24,14 +24,30 @@ from contextlib import suppress
 from pathlib import Path
 
 import ebpf
-from minuteman.dataplane import bpf, pins
-from minuteman.dataplane.layout import map_shapes
+from minuteman.dataplane import bpf, layout, pins, probe
 from minuteman.errors import MinutemanError, UnsupportedKernelError
 from minuteman.privileges import end_with_parent
 from minuteman.reconcile.kernelstate import Limits
 
-SOURCES = ("maps.h", "pick.h", "connect.c", "getpeername.c", "observe.c")
+SOURCES = (
+    "maps.h",
+    "find.h",
+    "pick.h",
+    "track.h",
+    "address.h",
+    "connect.c",
+    "datagram.c",
+    "getpeername.c",
+    "observe.c",
+    "release.c",
+)
 """In this order one text: BCC rewrites map calls in the main text only."""
+
+SECOND_LOOKS = ("connect4", "connect6", "sendmsg4", "sendmsg6")
+"""Programs whose rare cases are left to another one, `<name>_again`, in the map `again_<name>`."""
+
+NO_HOOK = -1
+"""BCC's attach type of a program that needs none."""
 
 STUBS = {
     "include/linux/kconfig.h": """
@@ -108,7 +124,7 @@ def compile_and_pin(where: pins.Pins, cache: Path, limits: Limits) -> None:
         raise UnsupportedKernelError(
             "import bcc", errno.ENOENT, "install the package python3-bpfcc"
         ) from exc
-    shapes = map_shapes(limits)
+    shapes = layout.map_shapes(limits)
     where.make_folders()
     where.check_maps(shapes)
     folder = ebpf.sources()
@@ -117,13 +133,19 @@ def compile_and_pin(where: pins.Pins, cache: Path, limits: Limits) -> None:
         for name in SOURCES
         for line in [f'#line 1 "{name}"', (folder / name).read_text(encoding="utf-8")]
     )
-    have_set_retval = bpf.has_helper(bpf.PROG_CGROUP_SOCK_ADDR, bpf.SET_RETVAL) is True
+    has_retval = bpf.has_helper(bpf.PROG_CGROUP_SOCK_ADDR, bpf.SET_RETVAL) is True
     defines = {
         "PIN_DIR": f'"{where.maps}"',
         "MAX_VIPS": limits.vips,
         "MAX_SLOTS": limits.slots,
         "MAX_BACKENDS": limits.backends,
-        "HAVE_SET_RETVAL": int(have_set_retval),
+        "MAX_PREFIXES": limits.vips + layout.OTHER_PREFIXES,
+        "MAX_CONNS": limits.conns,
+        "MAX_FLOWS": layout.FLOWS,
+        "MAX_AFFINITIES": layout.AFFINITIES,
+        "MAX_SKIPS": layout.SKIPS,
+        "HAVE_SET_RETVAL": int(has_retval),
+        "HAVE_COARSE_CLOCK": int(probe.has_coarse_clock()),
     }
     flags = [f"-D{name}={value}" for name, value in defines.items()]
     try:
@@ -131,13 +153,27 @@ def compile_and_pin(where: pins.Pins, cache: Path, limits: Limits) -> None:
     except Exception as exc:  # BCC raises nothing more precise
         raise UnsupportedKernelError("compile the programs", 0, str(exc)) from exc
     where.check_maps(shapes)
-    for name, attach_type in pins.PROGRAMS.items():
-        kind = BPF.SOCK_OPS if name == "sock_ops" else BPF.CGROUP_SOCK_ADDR
+    kinds = {
+        "sock_ops": BPF.SOCK_OPS,
+        "sock_release": BPF.CGROUP_SOCK,
+        pins.SETTLE: BPF.SCHED_CLS,
+    }
+
+    def load(name: str, attach_type: int) -> int:
+        kind = kinds.get(name, BPF.CGROUP_SOCK_ADDR)
         try:
-            function = program.load_func(name.encode(), kind, attach_type=attach_type)
+            return int(program.load_func(name.encode(), kind, attach_type=attach_type).fd)
         except Exception as exc:
             raise UnsupportedKernelError(f"load {name}", 0, str(exc)) from exc
-        _replace_pin(function.fd, where.programs / name)
+
+    for name in SECOND_LOOKS:
+        array = bpf.open_pin(where.maps / f"again_{name}")
+        second = load(f"{name}_again", pins.PROGRAMS[name])
+        bpf.update(array, layout.SLOT.pack(0), layout.SLOT.pack(second))
+        os.close(array)
+    for name, attach_type in {**pins.PROGRAMS, pins.SETTLE: NO_HOOK}.items():
+        if name != "sock_release" or probe.has_release():
+            _replace_pin(load(name, attach_type), where.programs / name)
 
 
 def _replace_pin(fd: int, path: Path) -> None:
@@ -150,10 +186,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="minuteman.dataplane.loader", description=__doc__)
     parser.add_argument("--pins", type=Path, required=True)
     parser.add_argument("--cache", type=Path, required=True)
-    for capacity in ("vips", "slots", "backends"):
+    for capacity in ("vips", "slots", "backends", "conns"):
         parser.add_argument(f"--{capacity}", type=int, required=True)
     options = parser.parse_args(arguments)
-    limits = Limits(options.vips, options.slots, options.backends)
+    limits = Limits(options.vips, options.slots, options.backends, options.conns)
     end_with_parent()
     try:
         compile_and_pin(pins.Pins(options.pins), options.cache, limits)

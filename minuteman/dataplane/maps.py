@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +12,14 @@ from minuteman.dataplane import bpf, layout
 from minuteman.dataplane.places import Places
 from minuteman.errors import DataplaneError
 from minuteman.model import BackendCounters, Frontend
-from minuteman.reconcile.kernelstate import KernelState, Limits, PutBackend, SwapVip
+from minuteman.reconcile.kernelstate import (
+    KernelState,
+    Limits,
+    Owner,
+    Prefix,
+    PutBackend,
+    SwapVip,
+)
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -25,6 +33,8 @@ class Maps:
     places: Places
     epochs: dict[int, int] = field(default_factory=dict)
     """Backend id -> epoch, for ids that were ever used."""
+    _host_netns: int = 0
+    _skips: int = 0
 
     @classmethod
     def open(cls, folder: Path, limits: Limits) -> Maps:
@@ -51,11 +61,15 @@ class Maps:
     def put_backends(self, backends: Sequence[PutBackend], state: KernelState) -> None:
         """Write backends; one that is new under its id gets zero counters and a new epoch."""
         new = [backend for backend in backends if _is_new(backend, state)]
-        self._write_array(
-            "backend_stats", [(backend.id, bytes(layout.BACKEND_STATS.size)) for backend in new]
-        )
         for backend in new:
             self.epochs[backend.id] = self.epochs.get(backend.id, 0) + 1
+        # Sockets of the member before must find that they count no more before it counts from zero.
+        self._write_array("backends", [(b.id, self._pack_free(b)) for b in new])
+        self._write_array("backend_stats", [(b.id, bytes(layout.BACKEND_STATS.size)) for b in new])
+        for backend in backends:
+            if backend.inner:
+                inner = layout.pack_inner(backend.inner)
+                bpf.update(self.fds["inners"], layout.SLOT.pack(backend.id), inner)
         self._write_array(
             "backends",
             [
@@ -63,21 +77,25 @@ class Maps:
                 for backend in backends
             ],
         )
+        for backend in backends:
+            if not backend.inner:
+                self._forget_inner(backend, state)
 
-    def free_backends(self, backends: Iterable[PutBackend]) -> None:
+    def _forget_inner(self, backend: PutBackend, state: KernelState) -> None:
+        old = state.backends.get(backend.id)
+        if old is not None and old.inner:
+            bpf.delete(self.fds["inners"], layout.SLOT.pack(backend.id))
+
+    def _pack_free(self, backend: PutBackend) -> bytes:
+        epoch = self.epochs.get(backend.id, 0)
+        return layout.pack_free_backend(layout.pack_backend(backend, epoch))
+
+    def free_backends(self, backends: Sequence[PutBackend]) -> None:
         """Mark the ids of `backends` as free; sockets that still hold one count no more."""
-        self._write_array(
-            "backends",
-            [
-                (
-                    backend.id,
-                    layout.pack_free_backend(
-                        layout.pack_backend(backend, self.epochs.get(backend.id, 0))
-                    ),
-                )
-                for backend in backends
-            ],
-        )
+        self._write_array("backends", [(b.id, self._pack_free(b)) for b in backends])
+        for backend in backends:
+            if backend.inner:
+                bpf.delete(self.fds["inners"], layout.SLOT.pack(backend.id))
 
     def write_slots(self, base: int, backend_ids: Sequence[int]) -> None:
         """Write a run."""
@@ -101,6 +119,37 @@ class Maps:
         bpf.delete(self._vips(frontend), layout.pack_frontend(frontend))
         self.places.forget(frontend)
 
+    def put_prefix(self, prefix: Prefix, owner: Owner) -> None:
+        """Note whose the addresses of `prefix` are. Errors: ENOSPC when there is no place left."""
+        bpf.update(self.fds["prefixes"], layout.pack_prefix(prefix), layout.OWNER.pack(owner))
+
+    def drop_prefix(self, prefix: Prefix) -> None:
+        """Nothing is known of the addresses of `prefix` as a whole any more."""
+        bpf.delete(self.fds["prefixes"], layout.pack_prefix(prefix))
+
+    def set_host(self, netns_cookie: int | None) -> None:
+        """Note which network namespace is this host's own; None: it is not known."""
+        self._host_netns = netns_cookie or 0
+        self._write_options()
+
+    def set_skips(self, cgroups: Collection[int]) -> None:
+        """Have exactly these cgroups be left alone. Errors: E2BIG when they are too many."""
+        pack = layout.COOKIE.pack
+        there = {
+            layout.COOKIE.unpack(raw)[0]
+            for raw, _ in bpf.read_hash(self.fds["skips"], layout.COOKIE.size, layout.SKIP.size)
+        }
+        for cgroup in there.difference(cgroups):
+            bpf.delete(self.fds["skips"], pack(cgroup))
+        for cgroup in set(cgroups) - there:
+            bpf.update(self.fds["skips"], pack(cgroup), layout.SKIP.pack(1))
+        self._skips = len(set(cgroups))
+        self._write_options()
+
+    def _write_options(self) -> None:
+        options = layout.OPTIONS.pack(self._host_netns, self._skips, 0)
+        self._write_array("options", [(0, options)])
+
     def write_meta(self, generation: int) -> None:
         """Sign what is there with the schema, the generation and this boot."""
         boot_id = bytes.fromhex(BOOT_ID.read_text(encoding="ascii").strip().replace("-", ""))
@@ -121,6 +170,7 @@ class Maps:
             frontends=vips,
             runs=runs,
             backends=[backends[i] for i in sorted(used) if i in backends],
+            prefixes=self._read_prefixes(),
         )
 
     def read_vips(self) -> list[SwapVip]:
@@ -133,14 +183,24 @@ class Maps:
         self.places.adopt(places)
         return [self.places.read(frontend) for frontend in places]
 
+    def _read_prefixes(self) -> dict[Prefix, Owner]:
+        raw = bpf.read_hash(self.fds["prefixes"], layout.PREFIX.size, layout.OWNER.size)
+        return {
+            layout.unpack_prefix(key): Owner(layout.OWNER.unpack(value)[0]) for key, value in raw
+        }
+
     def _read_backends(self) -> dict[int, PutBackend]:
         size = layout.BACKEND.size
+        inners = {
+            layout.SLOT.unpack(key)[0]: value
+            for key, value in bpf.read_hash(self.fds["inners"], 4, layout.INNER.size)
+        }
         raw = bpf.read_array(self.fds["backends"], size, self.limits.backends)
         backends = {}
         # Ids are given out from 1 on, so what was never used is one tail of zeros.
         for backend_id in range(1, -(-len(raw.rstrip(b"\0")) // size)):
             backend, epoch = layout.unpack_backend(
-                backend_id, raw[backend_id * size : (backend_id + 1) * size]
+                backend_id, raw[backend_id * size : (backend_id + 1) * size], inners.get(backend_id)
             )
             self.epochs[backend_id] = epoch
             if backend is not None:
@@ -156,8 +216,9 @@ class Maps:
         size = layout.BACKEND_STATS.size
         raw = bpf.read_array(self.fds["backend_stats"], size, end)
         unused = bytes(size)
+        now_ns = time.monotonic_ns()
         return {
-            i // size: layout.unpack_stats(stats)
+            i // size: layout.unpack_stats(stats, now_ns)
             for i in range(0, len(raw), size)
             if (stats := raw[i : i + size]) != unused
         }

@@ -1,7 +1,7 @@
 """Where the kernel keeps what is ours: a folder under bpffs for each schema.
 
-    <bpffs>/minuteman/v1/maps/<map>       <bpffs>/minuteman/v1/programs/<program>
-    <bpffs>/minuteman/v1/links/<program>
+    <bpffs>/minuteman/v2/maps/<map>       <bpffs>/minuteman/v2/programs/<program>
+    <bpffs>/minuteman/v2/links/<program>
 
 Pins outlive the agent: programs keep translating while it is away, and the next one finds its maps.
 """
@@ -24,14 +24,22 @@ from minuteman.errors import DataplaneError, LayoutError, RunningError, Unsuppor
 PROGRAMS: Mapping[str, int] = {
     "connect4": bpf.CGROUP_INET4_CONNECT,
     "connect6": bpf.CGROUP_INET6_CONNECT,
+    "sendmsg4": bpf.CGROUP_UDP4_SENDMSG,
+    "sendmsg6": bpf.CGROUP_UDP6_SENDMSG,
+    "recvmsg4": bpf.CGROUP_UDP4_RECVMSG,
+    "recvmsg6": bpf.CGROUP_UDP6_RECVMSG,
     "getpeername4": bpf.CGROUP_INET4_GETPEERNAME,
     "getpeername6": bpf.CGROUP_INET6_GETPEERNAME,
+    "sock_release": bpf.CGROUP_INET_SOCK_RELEASE,
     "sock_ops": bpf.CGROUP_SOCK_OPS,
 }
 """Each program by the name of its C function, with the hook that it attaches to.
 
 The IPv6 ones are always attached: a dual-stack socket that connects to ::ffff:a.b.c.d meets only
 those."""
+
+SETTLE = "settle"
+"""A program that is attached nowhere: it is run for a socket that is gone."""
 
 
 def bpffs_mount() -> Path:
@@ -145,6 +153,8 @@ def attach(pins: Pins, cgroup: int, cgroup_id: int) -> None:
     is made anew.
     """
     for name, attach_type in PROGRAMS.items():
+        if not (pins.programs / name).exists():  # this kernel cannot run it
+            continue
         program = bpf.open_pin(pins.programs / name)
         try:
             _attach_one(pins.links / name, program, cgroup, cgroup_id, attach_type)
@@ -204,9 +214,11 @@ def _remove_all(root: Path) -> None:
 
 
 def program_ids(pins: Pins) -> dict[str, int]:
-    """The kernel's number of each pinned program, by name."""
+    """The kernel's number of each pinned program that has a hook, by name."""
     ids = {}
     for name in PROGRAMS:
+        if not (pins.programs / name).exists():
+            continue
         fd = bpf.open_pin(pins.programs / name)
         try:
             ids[name] = bpf.program_id(fd)

@@ -16,6 +16,8 @@ _TURN, _ID, _RUNS, _RUN_WORDS = 0, 1, 2, 4
 """Words of struct vip."""
 _IDENTITY = 40
 """Offset of its address, in bytes."""
+_AFFINITY = 15
+"""Its last word."""
 
 
 class Places:
@@ -56,7 +58,10 @@ class Places:
         at = self._places[frontend] * _WORDS
         base, *counts = self._words[self._run_at(at) : self._run_at(at) + _RUN_WORDS]
         up, maybe, draining = counts
-        return SwapVip(frontend, self._words[at + _ID], base, (up, maybe, draining))
+        affinity_seconds = self._words[at + _AFFINITY]
+        return SwapVip(
+            frontend, self._words[at + _ID], base, (up, maybe, draining), affinity_seconds
+        )
 
     def write(self, vip: SwapVip) -> int | None:
         """Have the entry say `vip`. For a VIP without a place, the place that it got; else None.
@@ -65,12 +70,14 @@ class Places:
         """
         place = self._places.get(vip.frontend)
         if place is not None:
+            self._words[place * _WORDS + _AFFINITY] = vip.affinity_seconds
             self._flip(place, vip)
             return None
         place = self._free_place()
         at = place * _ENTRY + _IDENTITY
         self._bytes[at : at + layout.VIP6_KEY.size] = layout.pack_identity(vip.frontend)
         self._words[place * _WORDS + _ID] = vip.vip_id
+        self._words[place * _WORDS + _AFFINITY] = vip.affinity_seconds
         self._flip(place, vip)
         self._places[vip.frontend] = place
         self._freed.pop(place, None)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from minuteman.dataplane import bpf
-from minuteman.dataplane.layout import SK_STORAGE
+from minuteman.dataplane.layout import LPM_TRIE
 from minuteman.errors import DataplaneError
 
 Finding = Literal["ok", "missing", "unknown"]
@@ -42,19 +42,19 @@ def features() -> tuple[Feature, ...]:
             "needs CONFIG_CGROUP_BPF, Linux 5.10 or newer, and CAP_BPF with CAP_NET_ADMIN",
         ),
         _feature(
-            "state on sockets",
-            bpf.has_map_type(SK_STORAGE),
-            "needs a kernel with BPF_MAP_TYPE_SK_STORAGE, Linux 5.2 or newer",
+            "longest prefix of an address",
+            bpf.has_map_type(LPM_TRIE),
+            "needs a kernel with BPF_MAP_TYPE_LPM_TRIE, Linux 4.11 or newer",
         ),
         _feature(
-            "state on sockets, from connect()",
-            bpf.has_helper(sock_addr, bpf.SK_STORAGE_GET),
-            "needs bpf_sk_storage_get for sock_addr programs, Linux 5.10 or newer",
+            "number of a socket's network",
+            bpf.has_helper(sock_addr, bpf.GET_NETNS_COOKIE),
+            "needs bpf_get_netns_cookie for sock_addr programs, Linux 5.7 or newer",
         ),
         _feature(
-            "state on sockets, from TCP events",
-            bpf.has_helper(sock_ops, bpf.SK_STORAGE_GET),
-            "needs bpf_sk_storage_get for sock_ops programs, Linux 5.3 or newer",
+            "cgroup of a process",
+            bpf.has_helper(sock_addr, bpf.GET_CURRENT_ANCESTOR_CGROUP_ID),
+            "needs bpf_get_current_ancestor_cgroup_id, Linux 5.7 or newer",
         ),
         _feature(
             "choice of the error of a refused connect()",
@@ -62,7 +62,29 @@ def features() -> tuple[Feature, ...]:
             "a VIP without backends refuses with EPERM instead of ECONNREFUSED before Linux 5.18",
             needed=False,
         ),
+        _feature(
+            "end of a socket",
+            has_release(),
+            "before Linux 5.12 what a UDP socket was given is forgotten minutes after its end",
+            needed=False,
+        ),
+        _feature(
+            "cheap clock",
+            has_coarse_clock(),
+            "before Linux 5.11 each connection reads the exact clock, which costs more",
+            needed=False,
+        ),
     )
+
+
+def has_release() -> bool:
+    """The end of a socket can be seen, and which one it is."""
+    return bpf.has_helper(bpf.PROG_CGROUP_SOCK, bpf.GET_SOCKET_COOKIE) is True
+
+
+def has_coarse_clock() -> bool:
+    """The time of the last tick can be read."""
+    return bpf.has_helper(bpf.PROG_CGROUP_SOCK_ADDR, bpf.KTIME_GET_COARSE_NS) is True
 
 
 def _feature(name: str, found: bool | None, advice: str, *, needed: bool = True) -> Feature:

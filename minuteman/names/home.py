@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha1
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_network,
+    summarize_address_range,
+)
 
 from minuteman.errors import ModelError
 from minuteman.model import Address, Claims, VipName
@@ -108,6 +116,16 @@ class AddressRange:
     def __contains__(self, address: Address) -> bool:
         same_family = address.version == self.first.version
         return same_family and int(self.first) <= int(address) <= int(self.last)
+
+    def prefixes(self) -> tuple[Network, ...]:
+        """The fewest networks that hold these addresses and no others."""
+        match self.first, self.last:
+            case IPv4Address() as first, IPv4Address() as last:
+                return tuple(summarize_address_range(first, last))
+            case IPv6Address() as first6, IPv6Address() as last6:
+                return tuple(summarize_address_range(first6, last6))
+            case _:  # that is refused when it is made
+                return ()
 
     def contains_network(self, network: Network) -> bool:
         """Whether the whole `network` lies in the range."""

@@ -11,9 +11,13 @@ from bisect import bisect_right
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
+from ipaddress import IPv4Network, IPv6Network
 from itertools import chain
 
 from minuteman.model import Endpoint, Frontend, Tier
+
+Prefix = IPv4Network | IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,8 @@ class PutBackend:
     weight: int
     """Of the load comparison: 1-100."""
     tier: Tier
+    inner: Endpoint | None = None
+    """Where processes of this host's own network reach it; None: at `endpoint` like all others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,8 @@ class SwapVip:
     base: int
     counts: tuple[int, int, int]
     """Slots per tier, in that order in the run."""
+    affinity_seconds: int = 0
+    """How long a client keeps its backend after its last connection; 0: it does not."""
 
     @property
     def size(self) -> int:
@@ -67,7 +75,31 @@ class Release:
     backend_ids: tuple[int, ...] = ()
 
 
-Op = PutBackend | WriteRun | SwapVip | DropVip | Release
+class Owner(IntEnum):
+    """Who answers at the addresses of a prefix."""
+
+    VIPS = 1
+    """VIPs alone: what is no VIP there is refused."""
+    HOST = 2
+    """This host: what is no VIP there passes."""
+
+
+@dataclass(frozen=True, slots=True)
+class PutPrefix:
+    """Note whose the addresses of a prefix are. The longest prefix of an address counts."""
+
+    prefix: Prefix
+    owner: Owner
+
+
+@dataclass(frozen=True, slots=True)
+class DropPrefix:
+    """Forget a prefix."""
+
+    prefix: Prefix
+
+
+Op = PutBackend | WriteRun | SwapVip | DropVip | Release | PutPrefix | DropPrefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +109,8 @@ class Limits:
     vips: int = 65_536
     slots: int = 524_288
     backends: int = 131_072
+    conns: int = 262_144
+    """Sockets with a connection to a VIP. One more is connected, but not counted."""
 
 
 @dataclass(slots=True)
@@ -144,6 +178,7 @@ class KernelState:
         frontends: Iterable[SwapVip] = (),
         runs: Mapping[int, tuple[int, ...]] | None = None,
         backends: Iterable[PutBackend] = (),
+        prefixes: Mapping[Prefix, Owner] | None = None,
     ) -> None:
         self.limits = limits or Limits()
         self.generation = generation
@@ -155,6 +190,7 @@ class KernelState:
         """vip_id -> endpoint -> backend id"""
         for backend in backends:
             self._put(backend)
+        self.prefixes: dict[Prefix, Owner] = dict(prefixes or {})
         self.next_vip_id = 1 + max(
             chain(
                 (vip.vip_id for vip in self.frontends.values()),
@@ -197,6 +233,10 @@ class KernelState:
                 for backend_id in op.backend_ids:
                     self._forget(backend_id)
                     self.released_ids[backend_id] = None
+            case PutPrefix():
+                self.prefixes[op.prefix] = op.owner
+            case DropPrefix():
+                self.prefixes.pop(op.prefix, None)
 
     def _use_id(self, backend_id: int) -> None:
         self.released_ids.pop(backend_id, None)
@@ -228,6 +268,7 @@ class KernelState:
             self.frontends == other.frontends
             and self.runs == other.runs
             and self.backends == other.backends
+            and self.prefixes == other.prefixes
         )
 
     __hash__ = None  # type: ignore[assignment]

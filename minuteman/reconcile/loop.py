@@ -24,7 +24,7 @@ from minuteman.model import Problem
 from minuteman.reconcile.delta import Condition, Delta
 from minuteman.reconcile.intake import Intake, NameBook, News
 from minuteman.reconcile.kernelstate import KernelState
-from minuteman.reconcile.plan import Gate
+from minuteman.reconcile.plan import Gate, Ground
 from minuteman.reconcile.store import Memory
 from minuteman.reconcile.writer import Writer
 from minuteman.source.base import Source
@@ -86,6 +86,10 @@ class Loop:
         recheck = self._intake.recheck_monotonic
         wake = self._writer.wake_monotonic()
         return wake if recheck is None else min(wake, recheck)
+
+    def stand_on(self, ground: Ground) -> None:
+        """Plan with this beside the VIPs, from the next step on."""
+        self._writer.stand_on(ground)
 
     def believe(self, source: str, now: float) -> None:
         """Believe what `source` reads, whatever it lacks, at the next step. Errors: SourceError."""

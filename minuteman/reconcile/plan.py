@@ -3,24 +3,42 @@
 Backends are written first, then runs, then each VIP is pointed at its run by one write; only then
 VIPs that are gone are dropped, and what nothing points at any more is released. So after any number
 of the operations each VIP has its old or its new set.
+
+Where no VIP is found, the prefixes say what to do: refuse, where addresses are for VIPs alone. They
+are written once all VIPs are known, except for what keeps this host's own addresses out of that.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from itertools import chain
 from math import gcd
 
-from minuteman.model import Backend, Endpoint, Frontend, Problem, Tier, Vip, VipKey, VipName
+from minuteman.model import (
+    Address,
+    Backend,
+    Endpoint,
+    Frontend,
+    Problem,
+    Tier,
+    Vip,
+    VipKey,
+    VipName,
+)
 from minuteman.reconcile.kernelstate import (
+    DropPrefix,
     DropVip,
     KernelState,
     Op,
+    Owner,
+    Prefix,
     PutBackend,
+    PutPrefix,
     Release,
     SwapVip,
     WriteRun,
@@ -50,6 +68,19 @@ class Gate(Enum):
     OPEN = "they are like any other"
 
 
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What a plan has to know beside the VIPs."""
+
+    ranges: tuple[Prefix, ...] = ()
+    """Addresses that are for VIPs alone, whether one has them or not."""
+    host: frozenset[Address] = frozenset()
+    """Addresses of this host: never for VIPs alone. Backends there may have an inner endpoint."""
+
+
+NO_GROUND = Ground()
+
+
 class Planner:
     """Plans, and remembers which VIP is behind which frontend, so that a change costs what it is.
 
@@ -63,6 +94,8 @@ class Planner:
         self._frontends: dict[VipKey, tuple[Frontend, ...]] = {}
         self._claimants: dict[Frontend, tuple[VipKey, ...]] = {}
         """The VIPs that ask for a frontend; the first one has it."""
+        self._at: defaultdict[Address, set[Frontend]] = defaultdict(set)
+        """Address -> the frontends there that somebody asks for."""
         self._unplaced: dict[Frontend, VipKey] = {}
 
     def plan(
@@ -72,14 +105,15 @@ class Planner:
         dirty: Collection[VipKey] | None = None,
         gate: Gate = Gate.OPEN,
         inherited: AbstractSet[Frontend] = frozenset(),
+        ground: Ground = NO_GROUND,
     ) -> Planned:
         """The operations that make `actual` serve `desired`.
 
         `dirty` are the keys that may differ from the `desired` of the plan before; None compares
-        everything, and sweeps leftovers up when the gate is open. `gate` says what may be done to
-        the `inherited` frontends. Laws: applied whole, the next plan is empty; applied up to any
-        operation, each VIP has its old or its new set; a plan of the dirty keys leads where a plan
-        of all does.
+        everything, and sweeps leftovers up when the gate is open; a new `ground` needs None. `gate`
+        says what may be done to the `inherited` frontends. Laws: applied whole, the next plan is
+        empty; applied up to any operation, each VIP has its old or its new set; a plan of the dirty
+        keys leads where a plan of all does.
         """
         gone = [key for key in self._frontends if key not in desired] if dirty is None else []
         touched = dict.fromkeys(self._unplaced)
@@ -87,14 +121,31 @@ class Planner:
             touched |= dict.fromkeys(self._claim(key, desired.get(key)))
         if dirty is None:
             touched |= dict.fromkeys(actual.frontends)
-        draft = _Draft(actual, suspects(actual) if dirty is None else frozenset())
+        draft = _Draft(actual, suspects(actual) if dirty is None else frozenset(), ground)
         for frontend in touched:
             kept = gate is not Gate.OPEN and frontend in inherited and frontend in actual.frontends
             if not (kept and gate is Gate.SHUT):
                 self._place(frontend, desired, draft, kept=kept)
         if dirty is None and gate is Gate.OPEN:
             draft.sweep()
+        prefixes = {host_prefix(frontend.address) for frontend in touched}
+        if dirty is None:
+            prefixes |= {*ground.ranges, *map(host_prefix, ground.host), *actual.prefixes}
+        for prefix in prefixes:
+            draft.own(prefix, self._owner(prefix, ground), is_complete=gate is Gate.OPEN)
         return Planned(draft.ops(), frozenset(self._unplaced.values()))
+
+    def _owner(self, prefix: Prefix, ground: Ground) -> Owner | None:
+        """Whose the addresses of `prefix` are; None: nobody's, or as a shorter prefix says."""
+        address = prefix.network_address
+        in_range = any(_contains(each, address) for each in ground.ranges)
+        if prefix in ground.ranges:
+            return Owner.VIPS
+        if prefix.prefixlen != prefix.max_prefixlen or not (in_range or address in self._at):
+            return None
+        if address in ground.host:
+            return Owner.HOST
+        return None if in_range else Owner.VIPS
 
     def _claim(self, key: VipKey, vip: Vip | None) -> tuple[Frontend, ...]:
         """Note what `key` asks for now: the frontends that this may change."""
@@ -106,7 +157,11 @@ class Planner:
                 self._claimants[frontend] = others
             else:
                 del self._claimants[frontend]
+                self._at[frontend.address].discard(frontend)
+                if not self._at[frontend.address]:
+                    del self._at[frontend.address]
         for frontend in new:
+            self._at[frontend.address].add(frontend)
             claimants = {*self._claimants.get(frontend, ()), key}
             self._claimants[frontend] = tuple(sorted(claimants, key=_precedence))
         if new:
@@ -126,7 +181,7 @@ class Planner:
         if claimants:
             owner, *others = claimants
             try:
-                draft.put(frontend, desired[owner].backends, kept=kept)
+                draft.put(frontend, desired[owner], kept=kept)
             except _FullError as full:
                 self._unplaced[frontend] = owner
                 problems.append(Problem("kernel", str(owner), "capacity", str(full)))
@@ -138,6 +193,15 @@ class Planner:
             self.problems[frontend] = tuple(problems)
         else:
             self.problems.pop(frontend, None)
+
+
+def host_prefix(address: Address) -> Prefix:
+    """The prefix of one address."""
+    return ip_network(address)
+
+
+def _contains(prefix: Prefix, address: Address) -> bool:
+    return prefix.version == address.version and address in prefix
 
 
 def _precedence(key: VipKey) -> tuple[int, str, str, int, str]:
@@ -158,6 +222,7 @@ class Member:
     weight: int
     """1-100."""
     tier: Tier
+    inner: Endpoint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,15 +230,19 @@ class Layout:
     """What a run is to look like."""
 
     slots: tuple[Endpoint, ...]
-    """A member has slots in proportion to its weight."""
+    """A member has slots in proportion to its weight: each of a tier has one before one has two."""
     counts: tuple[int, int, int]
     """Slots per tier, in that order in `slots`."""
 
 
-def as_member(backend: Backend) -> Member:
-    """`backend` as the kernel is to have it: one of weight 0 is draining."""
+def as_member(backend: Backend, host: AbstractSet[Address]) -> Member:
+    """`backend` as the kernel of a host with these addresses is to have it.
+
+    One of weight 0 is draining.
+    """
     tier = backend.tier if backend.weight else Tier.DRAINING
-    return Member(backend.endpoint, max(backend.weight, 1), tier)
+    inner = backend.inner if backend.inner and backend.endpoint.address in host else None
+    return Member(backend.endpoint, max(backend.weight, 1), tier, inner)
 
 
 def _same_family(member: Member, frontend: Frontend) -> bool:
@@ -199,16 +268,23 @@ def _weight(members: Iterable[Member]) -> int:
 
 
 def _in_proportion(members: Sequence[Member]) -> list[Endpoint]:
+    """In rounds: a program that looks for one that is not ejected sees most of them early."""
     divisor = gcd(*(member.weight for member in members))
-    return [m.endpoint for m in members for _ in range(m.weight // divisor)]
+    shares = [(member.endpoint, member.weight // divisor) for member in members]
+    slots: list[Endpoint] = []
+    while shares:
+        slots += (endpoint for endpoint, _ in shares)
+        shares = [(endpoint, share - 1) for endpoint, share in shares if share > 1]
+    return slots
 
 
 # ---- one plan in the making ----------------------------------------------------------------------
 class _Draft:
     """Collects operations, in the order in which they are to be applied."""
 
-    def __init__(self, actual: KernelState, suspect: Collection[Frontend]) -> None:
+    def __init__(self, actual: KernelState, suspect: Collection[Frontend], ground: Ground) -> None:
         self._actual = actual
+        self._host = ground.host
         self._suspect = suspect
         self._room = _Room(actual)
         self._next_vip_id = actual.next_vip_id
@@ -217,35 +293,67 @@ class _Draft:
         self._puts: list[PutBackend] = []
         self._runs: list[WriteRun] = []
         self._swaps: list[SwapVip] = []
+        self._host_puts: list[PutPrefix] = []
+        self._prefix_puts: list[PutPrefix] = []
         self._drops: list[DropVip] = []
+        self._prefix_drops: list[DropPrefix] = []
         self._free_runs: list[tuple[int, int]] = []
         self._free_ids: list[int] = []
 
-    def put(self, frontend: Frontend, backends: Iterable[Backend], *, kept: bool = False) -> None:
-        """Have `frontend` serve those of `backends` that are of its family.
+    def put(self, frontend: Frontend, vip: Vip, *, kept: bool = False) -> None:
+        """Have `frontend` serve those backends of `vip` that are of its family.
 
         `kept`: beside what it serves now. Errors: _FullError; then it stays as it is.
         """
         old = self._actual.frontends.get(frontend)
         swap = old if frontend not in self._suspect else None
         known = self._actual.members.get(swap.vip_id, {}) if swap else {}
-        members = {m.endpoint: m for m in map(as_member, backends) if _same_family(m, frontend)}
-        if kept:
-            before = (self._actual.backends[backend_id] for backend_id in known.values())
-            members = {b.endpoint: Member(b.endpoint, b.weight, b.tier) for b in before} | members
-            members = dict(sorted(members.items()))
+        members = self._members(frontend, vip, known if kept else {})
         layout = lay_out(list(members.values()))
         missing = sum(endpoint not in known for endpoint in members)
-        if swap is None or missing or not self._has_run(swap, layout, known):
+        is_new_run = swap is None or missing > 0 or not self._has_run(swap, layout, known)
+        if swap is None or is_new_run:
             base = self._room.reserve(len(layout.slots), missing, is_new=old is None)
             swap = SwapVip(frontend, self._vip_id(swap), base, layout.counts)
+        swap = replace(swap, affinity_seconds=vip.affinity_seconds)
         ids = {endpoint: known.get(endpoint) or self._room.next_id() for endpoint in members}
         for endpoint, backend_id in ids.items():
             self._put_backend(backend_id, swap.vip_id, members[endpoint])
-        if swap is not old:
-            self._swap(swap, tuple(ids[endpoint] for endpoint in layout.slots), old)
+        if is_new_run:
+            self._new_run(swap, tuple(ids[endpoint] for endpoint in layout.slots), old)
+        if swap != old or frontend in self._suspect:
+            self._swaps.append(swap)
         self._free_ids += (i for endpoint, i in known.items() if endpoint not in ids)
         self._vip_ids[frontend] = swap.vip_id
+
+    def _members(
+        self, frontend: Frontend, vip: Vip, kept: Mapping[Endpoint, int]
+    ) -> dict[Endpoint, Member]:
+        """What is to be behind `frontend`, sorted: of `vip`, and the backends that are `kept`."""
+        wanted = (as_member(backend, self._host) for backend in vip.backends)
+        members = {m.endpoint: m for m in wanted if _same_family(m, frontend)}
+        if not kept:
+            return members
+        before = (self._actual.backends[backend_id] for backend_id in kept.values())
+        members = {
+            b.endpoint: Member(b.endpoint, b.weight, b.tier, b.inner) for b in before
+        } | members
+        return dict(sorted(members.items()))
+
+    def own(self, prefix: Prefix, owner: Owner | None, *, is_complete: bool) -> None:
+        """Have the kernel know `owner` of `prefix`, None as nobody.
+
+        Until `is_complete`, when every VIP is known, nothing more is refused than before.
+        """
+        before = self._actual.prefixes.get(prefix)
+        if owner is before or not (is_complete or owner is Owner.HOST):
+            return
+        if owner is None:
+            self._prefix_drops.append(DropPrefix(prefix))
+        elif owner is Owner.HOST:
+            self._host_puts.append(PutPrefix(prefix, owner))
+        else:
+            self._prefix_puts.append(PutPrefix(prefix, owner))
 
     def drop(self, frontend: Frontend) -> None:
         """Have the kernel forget `frontend`, if it knows it."""
@@ -277,7 +385,16 @@ class _Draft:
         """Everything collected, in the order in which it is to be applied."""
         runs, ids = tuple(dict.fromkeys(self._free_runs)), tuple(dict.fromkeys(self._free_ids))
         release = [Release(runs, ids)] if runs or ids else []
-        return (*self._puts, *self._runs, *self._swaps, *self._drops, *release)
+        return (
+            *self._puts,
+            *self._runs,
+            *self._swaps,
+            *self._host_puts,  # kept out of a range before the range is refused
+            *self._prefix_puts,
+            *self._prefix_drops,
+            *self._drops,
+            *release,
+        )
 
     def _has_run(self, vip: SwapVip, layout: Layout, known: Mapping[Endpoint, int]) -> bool:
         """Whether `vip` has that layout already. Every member is in `known`."""
@@ -291,14 +408,15 @@ class _Draft:
         return self._next_vip_id - 1
 
     def _put_backend(self, backend_id: int, vip_id: int, member: Member) -> None:
-        put = PutBackend(backend_id, vip_id, member.endpoint, member.weight, member.tier)
+        put = PutBackend(
+            backend_id, vip_id, member.endpoint, member.weight, member.tier, member.inner
+        )
         if self._actual.backends.get(backend_id) != put:
             self._puts.append(put)
 
-    def _swap(self, swap: SwapVip, run: tuple[int, ...], old: SwapVip | None) -> None:
+    def _new_run(self, swap: SwapVip, run: tuple[int, ...], old: SwapVip | None) -> None:
         if run:
             self._runs.append(WriteRun(swap.base, run))
-        self._swaps.append(swap)
         if old is not None:
             self._free_run(old)
 

@@ -11,7 +11,7 @@ from minuteman.dataplane.base import Dataplane
 from minuteman.errors import DataplaneError
 from minuteman.model import Problem, Vip, VipKey
 from minuteman.reconcile.kernelstate import KernelState
-from minuteman.reconcile.plan import Gate, Planner
+from minuteman.reconcile.plan import NO_GROUND, Gate, Ground, Planner
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ class Writer:
         """`state` is what the maps hold. Not after a failed operation."""
         self._planner = Planner()
         self._gate = Gate.SHUT
+        self._ground = NO_GROUND
         self._inherited = frozenset(state.frontends)
         self._dirty: set[VipKey] | None = None
         """VIPs to be planned; None: all of them."""
@@ -90,6 +91,12 @@ class Writer:
         self._gate = gate
         self._dirty = None
 
+    def stand_on(self, ground: Ground) -> None:
+        """What a plan has to know beside the VIPs is now this."""
+        if ground != self._ground:
+            self._ground = ground
+            self._dirty = None
+
     def write(self, vips: Mapping[VipKey, Vip], now: float) -> Written | None:
         """Make the kernel serve `vips`. None: nothing was to do, or it will be tried again."""
         if self.is_settled or (self._retry_at is not None and now < self._retry_at):
@@ -127,7 +134,7 @@ class Writer:
         keys = self._dirty
         while True:
             planned = self._planner.plan(
-                vips, self._state, self._dirty, self._gate, self._inherited
+                vips, self._state, self._dirty, self._gate, self._inherited, self._ground
             )
             if planned.ops:
                 applied = self._dataplane.apply(planned.ops, self._state)

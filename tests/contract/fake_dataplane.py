@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import errno
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
 from minuteman.dataplane.base import Applied
 from minuteman.errors import DataplaneError
-from minuteman.model import Counters, Endpoint, Frontend, Problem
+from minuteman.model import Address, Counters, Endpoint, Frontend, Problem
 from minuteman.reconcile.kernelstate import (
+    DropPrefix,
     DropVip,
     KernelState,
     Limits,
     Op,
+    Owner,
+    Prefix,
     PutBackend,
+    PutPrefix,
     Release,
     SwapVip,
     WriteRun,
@@ -30,7 +34,7 @@ from minuteman.reconcile.kernelstate import (
 class Verdict(Enum):
     """How a connection can end without a backend."""
 
-    REFUSED = "the VIP has no backend"
+    REFUSED = "the VIP has no backend, or the address is for VIPs alone"
     PASSED = "not a VIP"
 
 
@@ -41,6 +45,8 @@ class Maps:
     vips: dict[Frontend, SwapVip] = field(default_factory=dict)
     slots: dict[int, int] = field(default_factory=dict)
     backends: dict[int, PutBackend] = field(default_factory=dict)
+    prefixes: dict[Prefix, Owner] = field(default_factory=dict)
+    skips: frozenset[int] = frozenset()
     generation: int = 0
     attached: bool = False
 
@@ -48,6 +54,8 @@ class Maps:
         self.vips.clear()
         self.slots.clear()
         self.backends.clear()
+        self.prefixes.clear()
+        self.skips = frozenset()
         self.generation = 0
         self.attached = False
 
@@ -102,6 +110,7 @@ class FakeDataplane:
             frontends=vips,
             runs=runs,
             backends=backends,
+            prefixes=self.maps.prefixes,
         )
 
     def attached(self) -> tuple[Problem, ...]:
@@ -111,6 +120,10 @@ class FakeDataplane:
     def counters(self) -> Counters:
         self._check_open()
         return Counters()  # nobody connects here
+
+    def skip(self, cgroups: Collection[int]) -> None:
+        self._check_open()
+        self.maps.skips = frozenset(cgroups)
 
     def close(self) -> None:
         self._is_open = False
@@ -133,12 +146,19 @@ class FakeDataplane:
         """The slots of the best tier that has any."""
         vip = self.maps.vips.get(frontend)
         if vip is None:
-            return Verdict.PASSED
+            return self._where_no_vip_is(frontend.address)
         first = vip.base
         for size in vip.counts:
             if size:
                 return [self._member_at(slot, vip).endpoint for slot in range(first, first + size)]
         return Verdict.REFUSED
+
+    def _where_no_vip_is(self, address: Address) -> Verdict:
+        """As the longest prefix says."""
+        found = [p for p in self.maps.prefixes if p.version == address.version and address in p]
+        longest = max(found, key=lambda prefix: prefix.prefixlen, default=None)
+        refused = longest is not None and self.maps.prefixes[longest] is Owner.VIPS
+        return Verdict.REFUSED if refused else Verdict.PASSED
 
     def _member_at(self, slot: int, vip: SwapVip) -> PutBackend:
         backend = self.maps.backends.get(self.maps.slots.get(slot, 0))
@@ -172,6 +192,10 @@ class FakeDataplane:
             case Release():
                 for backend_id in op.backend_ids:
                     self.maps.backends.pop(backend_id, None)
+            case PutPrefix():
+                self.maps.prefixes[op.prefix] = op.owner
+            case DropPrefix():
+                self.maps.prefixes.pop(op.prefix, None)
 
     def _check_index(self, operation: str, index: int, limit: int) -> None:
         if not 0 <= index < limit:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from itertools import count
 from pathlib import Path
 
@@ -19,15 +19,20 @@ from minuteman.reconcile.kernelstate import (
     DropVip,
     KernelState,
     Limits,
+    Owner,
     PutBackend,
     Release,
     SwapVip,
     WriteRun,
 )
-from minuteman.reconcile.plan import Planner
+from minuteman.reconcile.plan import Ground, Planner
 from tests.contract.fake_dataplane import FakeDataplane, Maps
 
 LIMITS = Limits(vips=8, slots=64, backends=32)
+GROUND = Ground(
+    ranges=(ip_network("10.0.0.0/15"), ip_network("fd00::/64")),
+    host=frozenset(map(ip_address, ("127.0.0.1", "10.0.0.2", "10.1.0.7", "fd00::9"))),
+)
 _numbers = count()
 
 New = Callable[[], Dataplane]
@@ -71,14 +76,24 @@ def vip(address: str, *ports: int, transport: Transport = "tcp", tier: Tier = Ti
     front = frontend(address, transport)
     home = ip_address("127.0.0.1" if front.address.version == 4 else "::1").packed
     backends = (
-        Backend(Endpoint(home, port, transport), port, tier, "marathon", "fw", f"task-{port}")
+        Backend(
+            Endpoint(home, port, transport),
+            port,
+            tier,
+            "marathon",
+            "fw",
+            f"task-{port}",
+            inner=Endpoint(front.address.packed, port, transport) if port % 2 else None,
+        )
         for port in ports
     )
-    return Vip(VipKey(front.address, 80, transport), (front,), tuple(backends))
+    return Vip(
+        VipKey(front.address, 80, transport), (front,), tuple(backends), affinity_seconds=len(ports)
+    )
 
 
 def serve(planner: Planner, dataplane: Dataplane, state: KernelState, *vips: Vip) -> None:
-    ops = planner.plan({vip.key: vip for vip in vips}, state).ops
+    ops = planner.plan({vip.key: vip for vip in vips}, state, ground=GROUND).ops
     applied = dataplane.apply(ops, state)
     assert applied.error is None
     assert applied.done == len(ops)
@@ -106,6 +121,7 @@ def test_what_is_read_back_is_what_was_written(new: New) -> None:
         assert list(found.free_ids()) == sorted(state.free_ids())
         assert found.free_slots == state.free_slots
         assert found.frontends.keys() == {front for vip in world for front in vip.frontends}
+        assert found.prefixes[ip_network("10.1.0.7")] is Owner.HOST
 
 
 def test_the_next_one_finds_what_was_left(new: New) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from itertools import pairwise
 
 import pytest
@@ -33,6 +33,7 @@ from minuteman.names.home import AddressRange, HomeBook, Homes
 from minuteman.reader import Published
 from minuteman.reconcile.kernelstate import Limits, SwapVip
 from minuteman.reconcile.loop import Loop
+from minuteman.reconcile.plan import Ground
 from minuteman.reconcile.store import Memory
 from minuteman.reconcile.trust import QUIET_SECONDS
 from minuteman.table import Table
@@ -245,6 +246,22 @@ def test_a_restart_writes_nothing_that_is_there_already() -> None:
     assert host.dataplane.done == []
     assert host.published.vips == before.published.vips
     assert host.published.generation > before.published.generation
+
+
+def test_an_unknown_address_is_refused_once_all_vips_are_known_and_not_before() -> None:
+    host = Host()
+    own = ip_address("11.1.2.3")
+    host.loop.stand_on(Ground((ip_network("11.0.0.0/8"),), frozenset([own])))
+    unknown, of_host = (Frontend(a, 7, "tcp") for a in (ip_address("11.9.9.9"), own))
+    host.step()
+    assert host.dataplane.reachable(unknown) is Verdict.PASSED
+    host.source.read([app("web")])
+    host.step()
+    assert host.dataplane.reachable(unknown) is Verdict.REFUSED
+    assert host.dataplane.reachable(of_host) is Verdict.PASSED
+    host.loop.stand_on(Ground((ip_network("11.0.0.0/8"),)))
+    host.step()
+    assert host.dataplane.reachable(of_host) is Verdict.REFUSED
 
 
 def test_every_source_must_have_been_read_before_anything_goes() -> None:

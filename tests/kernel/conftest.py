@@ -15,9 +15,12 @@ from typing import Protocol
 import pytest
 
 from lab.sandbox import VARIABLE, remove_cgroup
+from minuteman.dataplane import bpf, layout
 from minuteman.dataplane.kernel import KernelDataplane
+from minuteman.dataplane.pins import Pins
 from minuteman.model import Endpoint, Frontend, Tier, Transport
 from minuteman.reconcile.kernelstate import (
+    DropPrefix,
     DropVip,
     KernelState,
     Limits,
@@ -32,17 +35,18 @@ LIMITS = Limits(vips=256, slots=4096, backends=1024)
 _numbers = count()
 
 
-@pytest.fixture
-def cgroup() -> Iterator[Path]:
-    """An empty cgroup to attach to."""
+@contextmanager
+def new_cgroup() -> Iterator[Path]:
+    """An empty cgroup to attach to, while the block runs."""
     path = Path(os.environ[VARIABLE]) / f"test-{next(_numbers)}"
     path.mkdir()
-    yield path
-    remove_cgroup(path)
+    try:
+        yield path
+    finally:
+        remove_cgroup(path)
 
 
-@pytest.fixture
-def pin_root() -> Path:
+def new_pins() -> Path:
     """A folder of our own on the sandbox's bpffs; the dataplane makes it."""
     return Path("/sys/fs/bpf") / f"test-{next(_numbers)}"
 
@@ -74,9 +78,10 @@ class Backends:
     def __init__(self) -> None:
         self._listeners: dict[Endpoint, tuple[socket.socket, threading.Thread]] = {}
 
-    def listen(self, host: str = "127.0.0.1") -> Endpoint:
+    def listen(self, host: str = "127.0.0.1", port: int = 0) -> Endpoint:
+        """Start one; without a `port`, at one that is free."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, 0), family=family, backlog=1024)
+        listener = socket.create_server((host, port), family=family, backlog=1024)
         port = listener.getsockname()[1]
         endpoint = Endpoint(ip_address(host).packed, port, "tcp")
         thread = threading.Thread(target=_greet, args=(listener, port), daemon=True)
@@ -136,10 +141,18 @@ def who_answers(address: str, port: int) -> int:
         return int.from_bytes(sock.recv(2, socket.MSG_WAITALL), "big")
 
 
+def in_rounds(shares: Sequence[tuple[int, int]]) -> list[int]:
+    """Each id as often as its share says, all of them once before one comes a second time."""
+    rounds = max((share for _, share in shares), default=0)
+    return [i for turn in range(rounds) for i, share in shares if turn < share]
+
+
 class Kernel:
     """A dataplane under test with a small writer of whole VIPs."""
 
     def __init__(self, cgroup: Path, pins: Path, state_dir: Path, limits: Limits = LIMITS) -> None:
+        self.cgroup = cgroup
+        self.pins = pins
         self.dataplane = KernelDataplane(cgroup, pins, state_dir, limits)
         self.state: KernelState = self.dataplane.open()
 
@@ -149,30 +162,43 @@ class Kernel:
         assert applied.done == len(ops)
 
     def serve(
-        self, vip: Frontend, members: Sequence[tuple[Endpoint, Tier] | tuple[Endpoint, Tier, int]]
+        self,
+        vip: Frontend,
+        members: Sequence[tuple[Endpoint, Tier] | tuple[Endpoint, Tier, int]],
+        *,
+        affinity_seconds: int = 0,
+        keep_ids: bool = False,
     ) -> SwapVip:
-        """Give `vip` a fresh run of `members` in one go, and free what it had."""
+        """Give `vip` a fresh run of `members` in one go, and free what it had.
+
+        `keep_ids`: a member that it had keeps its id, as when the planner makes a change.
+        """
         old = self.state.frontends.get(vip)
         vip_id = old.vip_id if old else self.state.next_vip_id
+        known = dict(self.state.members.get(vip_id, {})) if keep_ids else {}
         free_ids = self.state.free_ids()
         puts, ids = [], []
         counts = [0, 0, 0]
-        for endpoint, tier, *weight in sorted(members, key=lambda member: member[1]):
-            slots = weight[0] if weight else 1
-            puts.append(PutBackend(next(free_ids), vip_id, endpoint, slots, tier))
-            ids += [puts[-1].id] * slots
-            counts[tier] += slots
+        for tier in Tier:
+            shares = []
+            for endpoint, _, *weight in (member for member in members if member[1] is tier):
+                slots = weight[0] if weight else 1
+                backend_id = known.get(endpoint) or next(free_ids)
+                puts.append(PutBackend(backend_id, vip_id, endpoint, slots, tier))
+                shares.append((backend_id, slots))
+            ids += in_rounds(shares)
+            counts[tier] = sum(slots for _, slots in shares)
         free = self.state.free_slots
         base = next(
             start
             for start, end in zip(free.starts, free.ends, strict=True)
             if end - start >= len(ids)
         )
-        swap = SwapVip(vip, vip_id, base, (counts[0], counts[1], counts[2]))
+        swap = SwapVip(vip, vip_id, base, (counts[0], counts[1], counts[2]), affinity_seconds)
         run = [WriteRun(base, tuple(ids))] if ids else []
         self.apply(*puts, *run, swap)
         if old and old.size:
-            freed = tuple(set(self.state.runs[old.base]))
+            freed = tuple(set(self.state.runs[old.base]) - set(ids))
             self.apply(Release(((old.base, old.size),), freed))
         return swap
 
@@ -183,10 +209,38 @@ class Kernel:
         self.apply(DropVip(vip), Release(((old.base, old.size),), ids))
 
 
+    def clear(self) -> None:
+        """Forget everything that a test has left in the maps."""
+        self.state = self.dataplane.audit()
+        drops = [DropVip(vip) for vip in self.state.frontends]
+        runs = tuple((base, len(run)) for base, run in self.state.runs.items())
+        prefixes = [DropPrefix(prefix) for prefix in self.state.prefixes]
+        self.apply(*drops, Release(runs, tuple(self.state.backends)), *prefixes)
+        self.dataplane.skip([])
+        reasons = bpf.open_pin(Pins(self.pins).maps / "reasons")
+        for reason in range(len(layout.REASONS)):
+            key = layout.SLOT.pack(reason)
+            bpf.update(reasons, key, bytes(8 * len(bpf.read_percpu(reasons, key))))
+        os.close(reasons)
+
+
+@pytest.fixture(scope="session")
+def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
+    """A dataplane for all tests that do not care about its life: it takes a while to load."""
+    with new_cgroup() as cgroup:
+        made = Kernel(cgroup, new_pins(), tmp_path_factory.mktemp("plane"))
+        yield made
+        made.dataplane.remove()
+
+
 @pytest.fixture
-def kernel(cgroup: Path, pin_root: Path, tmp_path: Path) -> Iterator[Kernel]:
-    """An open dataplane on a cgroup of its own."""
-    made = Kernel(cgroup, pin_root, tmp_path)
-    yield made
-    made.dataplane.close()
-    made.dataplane.remove()
+def cgroup(plane: Kernel) -> Path:
+    """The cgroup that `kernel` serves; empty."""
+    return plane.cgroup
+
+
+@pytest.fixture
+def kernel(plane: Kernel) -> Iterator[Kernel]:
+    """An open dataplane with empty maps."""
+    yield plane
+    plane.clear()

@@ -25,7 +25,7 @@ from minuteman.model import (
     VipKey,
 )
 from minuteman.reconcile.store import Memory, Store
-from tests.kernel.conftest import Backends, Inside, who_answers
+from tests.kernel.conftest import Backends, Inside, new_cgroup, new_pins, who_answers
 
 API = "127.0.0.1:62090"
 NOBODY_THERE = "zk://127.0.0.1:9"
@@ -107,6 +107,17 @@ class Agents:
     def _environment(self, settings: dict[str, str]) -> dict[str, str]:
         given = {f"MINUTEMAN_{name}": value for name, value in (self._settings | settings).items()}
         return {**os.environ, **given}
+
+
+@pytest.fixture
+def cgroup() -> Iterator[Path]:
+    with new_cgroup() as made:
+        yield made
+
+
+@pytest.fixture
+def pin_root() -> Path:
+    return new_pins()
 
 
 @pytest.fixture

@@ -20,9 +20,38 @@ from minuteman.dataplane.mounts import mounts
 from minuteman.errors import DataplaneError, RunningError, UnsupportedKernelError
 from minuteman.model import Tier
 from minuteman.reconcile.kernelstate import Limits, SwapVip
-from tests.kernel.conftest import LIMITS, Backends, Inside, Kernel, frontend, who_answers
+from tests.kernel.conftest import (
+    LIMITS,
+    Backends,
+    Inside,
+    Kernel,
+    frontend,
+    new_cgroup,
+    new_pins,
+    who_answers,
+)
 
 VIP = frontend("1.2.3.4", 5000)
+
+
+@pytest.fixture
+def cgroup() -> Iterator[Path]:
+    with new_cgroup() as made:
+        yield made
+
+
+@pytest.fixture
+def pin_root() -> Path:
+    return new_pins()
+
+
+@pytest.fixture
+def kernel(cgroup: Path, pin_root: Path, tmp_path: Path) -> Iterator[Kernel]:
+    """One whose life ends with the test."""
+    made = Kernel(cgroup, pin_root, tmp_path)
+    yield made
+    made.dataplane.close()
+    made.dataplane.remove()
 
 
 def open_descriptors() -> int:

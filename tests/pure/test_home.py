@@ -235,3 +235,17 @@ def test_laws(history: list[Wanted]) -> None:
 
         assert assign(wanted, claims, TIGHT) == claims
         assert assign(dict(reversed([*wanted.items()])), before, TIGHT) == claims
+
+
+@given(st.integers(2**24, 2**26), st.integers(1, 2**16))
+def test_prefixes_hold_the_range_and_nothing_else(first: int, size: int) -> None:
+    addresses = AddressRange(IPv4Address(first), IPv4Address(first + size))
+    prefixes = addresses.prefixes()
+    assert sum(prefix.num_addresses for prefix in prefixes) == size + 1
+    assert all(addresses.contains_network(prefix) for prefix in prefixes)
+
+
+def test_prefixes_of_the_default_ranges() -> None:
+    assert AddressRange.parse("11.0.0.0-11.255.255.255").prefixes() == (ip_network("11.0.0.0/8"),)
+    six = AddressRange.parse("fd01:c::-fd01:c::ffff:ffff:ffff:ffff")
+    assert six.prefixes() == (ip_network("fd01:c::/64"),)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from ipaddress import IPv4Address, IPv6Address
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from struct import Struct
 
 import pytest
@@ -30,7 +31,16 @@ def test_frontend_round_trips(address: Address, port: int, transport: Transport)
     assert layout.unpack_frontend(layout.pack_frontend(frontend)) == frontend
 
 
-@given(ADDRESSES, PORTS, TRANSPORTS, st.integers(1, 100), st.sampled_from(Tier), COUNTS, COUNTS)
+@given(
+    ADDRESSES,
+    PORTS,
+    TRANSPORTS,
+    st.integers(1, 100),
+    st.sampled_from(Tier),
+    COUNTS,
+    COUNTS,
+    st.none() | st.tuples(ADDRESSES, PORTS),
+)
 def test_backend_round_trips(
     address: Address,
     port: int,
@@ -39,9 +49,25 @@ def test_backend_round_trips(
     tier: Tier,
     vip_id: int,
     epoch: int,
+    inner: tuple[Address, int] | None,
 ) -> None:
-    backend = PutBackend(7, vip_id, Endpoint(address.packed, port, transport), weight, tier)
-    assert layout.unpack_backend(7, layout.pack_backend(backend, epoch)) == (backend, epoch)
+    endpoint = Endpoint(address.packed, port, transport)
+    inside = Endpoint(inner[0].packed, inner[1], transport) if inner else None
+    backend = PutBackend(7, vip_id, endpoint, weight, tier, inside)
+    packed_inner = layout.pack_inner(inside) if inside else None
+    packed = layout.pack_backend(backend, epoch)
+    assert layout.unpack_backend(7, packed, packed_inner) == (backend, epoch)
+
+
+@given(ADDRESSES.flatmap(lambda a: st.tuples(st.just(a), st.integers(0, a.max_prefixlen))))
+def test_prefix_round_trips(prefix: tuple[Address, int]) -> None:
+    network = ip_network(prefix, strict=False)
+    assert layout.unpack_prefix(layout.pack_prefix(network)) == network
+
+
+def test_an_ipv4_prefix_is_one_of_mapped_addresses() -> None:
+    packed = layout.pack_prefix(ip_network("11.0.0.0/8"))
+    assert packed == layout.PREFIX.pack(104, bytes.fromhex("00000000 00000000 0000ffff 0b000000"))
 
 
 @given(COUNTS)
@@ -67,23 +93,42 @@ def test_the_bytes_of_one_vip_typed_by_hand() -> None:
 
 
 def test_counters_of_one_backend() -> None:
-    raw = layout.BACKEND_STATS.pack(1, 2, 3, 0, 4, 5, 6, *range(20))
-    assert layout.unpack_stats(raw) == BackendCounters(1, 2, 4, 5, 3, tuple(range(20)))
+    raw = layout.BACKEND_STATS.pack(1, 2, 3, 0, 100, 4, 5, 6, *range(20))
+    counters = BackendCounters(1, 2, 4, 5, 3, tuple(range(20)), ejected=True)
+    assert layout.unpack_stats(raw, 99) == counters
+    assert layout.unpack_stats(raw, 100) == replace(counters, ejected=False)
 
 
-@pytest.mark.parametrize("struct", ["vip4_key", "vip6_key", "vip", "backend", "backend_stats"])
+def test_what_was_counted_down_too_often_is_nothing() -> None:
+    raw = layout.BACKEND_STATS.pack(2**32 - 1, 2**32 - 2, 0, 0, 0, 0, 0, 0, *range(20))
+    counters = layout.unpack_stats(raw, 0)
+    assert (counters.connecting, counters.active) == (0, 0)
+
+
+FORMATS = {
+    "vip4_key": layout.VIP4_KEY,
+    "vip6_key": layout.VIP6_KEY,
+    "vip": layout.VIP,
+    "backend": layout.BACKEND,
+    "backend_stats": layout.BACKEND_STATS,
+    "inner": layout.INNER,
+    "prefix": layout.PREFIX,
+    "conn": layout.CONN,
+    "flow_key": layout.FLOW_KEY,
+    "flow": layout.FLOW,
+    "client": layout.CLIENT,
+    "affinity": layout.AFFINITY,
+    "options": layout.OPTIONS,
+    "meta": layout.META,
+}
+
+
+@pytest.mark.parametrize("struct", FORMATS)
 def test_c_says_the_same_format(struct: str) -> None:
-    formats = {
-        "vip4_key": layout.VIP4_KEY,
-        "vip6_key": layout.VIP6_KEY,
-        "vip": layout.VIP,
-        "backend": layout.BACKEND,
-        "backend_stats": layout.BACKEND_STATS,
-    }
     header = (ebpf.sources() / "maps.h").read_text(encoding="utf-8")
     found = re.search(rf'struct {struct} {{\s*/\* "([^"]+)" in layout.py \*/', header)
     assert found is not None
-    assert Struct(found[1]).format == formats[struct].format
+    assert Struct(found[1]).format == FORMATS[struct].format
 
 
 def test_reasons_are_in_the_order_of_the_enum() -> None:

@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from itertools import pairwise
 
 from hypothesis import given
@@ -14,15 +14,18 @@ from hypothesis import strategies as st
 
 from minuteman.model import Backend, Endpoint, Frontend, Tier, Vip, VipKey, VipName
 from minuteman.reconcile.kernelstate import (
+    DropPrefix,
     DropVip,
     KernelState,
     Limits,
+    Owner,
     PutBackend,
+    PutPrefix,
     Release,
     SwapVip,
     WriteRun,
 )
-from minuteman.reconcile.plan import Gate, Planned, Planner, as_member, lay_out
+from minuteman.reconcile.plan import Gate, Ground, Planned, Planner, as_member, lay_out
 from tests.contract.fake_dataplane import FakeDataplane, Maps, Verdict
 
 Desired = Mapping[VipKey, Vip]
@@ -304,9 +307,119 @@ def test_a_frontend_that_the_gate_kept_is_dropped_when_it_opens() -> None:
     assert dataplane.reachable(WEB4) is Verdict.PASSED
 
 
+# ---- prefixes ------------------------------------------------------------------------------------
+RANGES = (ip_network("11.0.0.0/8"), ip_network("fd01:c::/64"))
+HOST_IN_RANGE = ip_address("11.0.0.2")
+"""The address of `API` too."""
+grounds = st.builds(
+    Ground,
+    st.sets(st.sampled_from(RANGES)).map(tuple),
+    st.frozensets(
+        st.sampled_from([HOST_IN_RANGE, *map(ip_address, ("10.9.9.9", "10.0.0.1", "192.0.2.1"))])
+    ),
+)
+
+
+def prober(address: str) -> Frontend:
+    """A port at which no VIP is."""
+    return Frontend(ip_address(address), 7, "udp")
+
+
+def expected_verdict(world: Desired, ground: Ground, address: str) -> Verdict:
+    """Where no VIP is."""
+    there = ip_address(address)
+    in_range = any(there.version == r.version and there in r for r in ground.ranges)
+    has_vip = any(frontend.address == there for frontend in owners(world))
+    if there in ground.host or not (in_range or has_vip):
+        return Verdict.PASSED
+    return Verdict.REFUSED
+
+
+@given(st.lists(st.tuples(worlds, grounds), min_size=1, max_size=4))
+def test_what_is_no_vip_is_refused_where_addresses_are_for_vips_alone(
+    history: list[tuple[Desired, Ground]],
+) -> None:
+    dataplane, planner = FakeDataplane(LIMITS), Planner()
+    state = dataplane.open()
+    for world, ground in history:
+        apply(planner.plan(world, state, ground=ground), dataplane, state)
+        for address in ("11.0.0.1", "11.0.0.2", "11.9.9.9", "10.9.9.9", "192.0.2.1", "fd01:c::1"):
+            found = dataplane.reachable(prober(address))
+            assert found is expected_verdict(world, ground, address), address
+        assert planner.plan(world, state, ground=ground).ops == ()
+        assert Planner().plan(world, dataplane.audit(), ground=ground).ops == ()
+
+
+@given(st.lists(worlds, min_size=1, max_size=5), grounds)
+def test_prefixes_of_dirty_keys_are_those_of_a_plan_of_everything(
+    history: list[Desired], ground: Ground
+) -> None:
+    dataplane, planner = FakeDataplane(LIMITS), Planner()
+    state = dataplane.open()
+    apply(planner.plan({}, state, ground=ground), dataplane, state)
+    last: Desired = {}
+    for world in history:
+        dirty = {k for k in last.keys() | world.keys() if last.get(k) != world.get(k)}
+        apply(planner.plan(world, state, dirty, ground=ground), dataplane, state)
+        last = world
+        assert Planner().plan(world, state, ground=ground).ops == ()
+
+
+@given(worlds, worlds, grounds, st.data())
+def test_this_hosts_own_addresses_are_never_refused_on_the_way(
+    before: Desired, after: Desired, ground: Ground, data: st.DataObject
+) -> None:
+    dataplane = FakeDataplane(LIMITS)
+    state = dataplane.open()
+    apply(Planner().plan(before, state, ground=ground), dataplane, state)
+    ops = Planner().plan(after, state, ground=ground).ops
+    apply(Planned(ops[: data.draw(st.integers(0, len(ops)))], frozenset()), dataplane, state)
+    for address in ground.host:
+        assert dataplane.reachable(prober(str(address))) is Verdict.PASSED
+
+
+@given(worlds, grounds, st.sampled_from([Gate.SHUT, Gate.ADDING]))
+def test_before_all_is_known_nothing_more_is_refused(
+    world: Desired, ground: Ground, gate: Gate
+) -> None:
+    dataplane = FakeDataplane(LIMITS)
+    state = dataplane.open()
+    ops = Planner().plan(world, state, None, gate, ground=ground).ops
+    assert not any(isinstance(op, PutPrefix) and op.owner is Owner.VIPS for op in ops)
+    inherited = converge(world, FakeDataplane(LIMITS))
+    ops = Planner().plan({}, inherited, None, gate, frozenset(inherited.frontends), ground).ops
+    assert not any(isinstance(op, DropPrefix) for op in ops)
+
+
+# ---- options and inner endpoints -----------------------------------------------------------------
+def test_another_affinity_is_one_swap_of_the_same_run() -> None:
+    dataplane, planner = FakeDataplane(), Planner()
+    state = dataplane.open()
+    apply(planner.plan(desired(vip(API, backend(A))), state), dataplane, state)
+    before = state.frontends[API4]
+    sticky = replace(vip(API, backend(A)), affinity_seconds=300)
+    ops = planner.plan(desired(sticky), state, {API}).ops
+    assert ops == (replace(before, affinity_seconds=300),)
+    apply(Planned(ops, frozenset()), dataplane, state)
+    assert planner.plan(desired(sticky), state).ops == ()
+
+
+def test_an_inner_endpoint_counts_on_the_backends_own_host_only() -> None:
+    inside = replace(backend(A), inner=endpoint("172.17.0.2", 80))
+    here, elsewhere = Ground(host=frozenset([A.address])), Ground(host=frozenset([B.address]))
+    dataplane, planner = FakeDataplane(), Planner()
+    state = dataplane.open()
+    for ground, inner in ((elsewhere, None), (here, inside.inner), (elsewhere, None)):
+        planned = planner.plan(desired(vip(API, inside)), state, ground=ground)
+        apply(planned, dataplane, state)
+        (member,) = state.backends.values()
+        assert (member.endpoint, member.inner) == (A, inner)
+        assert Planner().plan(desired(vip(API, inside)), dataplane.audit(), ground=ground).ops == ()
+
+
 # ---- layout --------------------------------------------------------------------------------------
 def shares(*backends: Backend) -> tuple[dict[Endpoint, int], tuple[int, int, int]]:
-    layout = lay_out([as_member(b) for b in backends])
+    layout = lay_out([as_member(b, frozenset()) for b in backends])
     return Counter(layout.slots), layout.counts
 
 
@@ -314,6 +427,13 @@ def test_slots_are_weights_over_their_common_divisor() -> None:
     assert shares(backend(A, 20), backend(B, 30)) == ({A: 2, B: 3}, (5, 0, 0))
     assert shares(backend(A, 100), backend(B, 99)) == ({A: 100, B: 99}, (199, 0, 0))
     assert shares(backend(A, 7), backend(B, 7)) == ({A: 1, B: 1}, (2, 0, 0))
+
+
+def test_each_of_a_tier_has_a_slot_before_one_has_two() -> None:
+    layout = lay_out(
+        [as_member(b, frozenset()) for b in (backend(A, 3), backend(B), backend(C, 2))]
+    )
+    assert layout.slots == (A, B, C, A, C, A)
 
 
 def test_each_tier_has_a_divisor_of_its_own() -> None:
@@ -328,7 +448,7 @@ def test_a_draining_backend_has_one_slot_and_weight_0_is_draining() -> None:
 
 def test_tiers_come_in_order_in_the_run() -> None:
     mixed = [backend(A, 0), backend(B, 1, Tier.MAYBE), backend(C, 2)]
-    assert lay_out([as_member(b) for b in mixed]).slots == (C, B, A)
+    assert lay_out([as_member(b, frozenset()) for b in mixed]).slots == (C, B, A)
 
 
 def test_with_half_of_the_weight_up_the_tiers_stay_apart_with_less_they_are_one() -> None:
@@ -352,7 +472,7 @@ def test_connections_follow_the_weights() -> None:
 
 
 # ---- operations ----------------------------------------------------------------------------------
-def test_a_new_vip_is_backends_then_the_run_then_one_swap() -> None:
+def test_a_new_vip_is_backends_then_the_run_then_one_swap_then_its_address() -> None:
     state = KernelState()
     ops = Planner().plan(desired(vip(API, backend(A), backend(B))), state).ops
     assert ops == (
@@ -360,6 +480,7 @@ def test_a_new_vip_is_backends_then_the_run_then_one_swap() -> None:
         PutBackend(2, 1, B, 1, Tier.UP),
         WriteRun(0, (1, 2)),
         SwapVip(API4, 1, 0, (2, 0, 0)),
+        PutPrefix(ip_network("11.0.0.2"), Owner.VIPS),
     )
 
 
@@ -370,7 +491,14 @@ def test_a_change_releases_what_it_replaced_at_the_very_end() -> None:
     old = state.frontends[API4]
     gone = state.members[old.vip_id][A]
     ops = Planner().plan(desired(vip(API, backend(B), backend(C))), state).ops
-    assert [type(op) for op in ops] == [PutBackend, WriteRun, SwapVip, DropVip, Release]
+    assert [type(op) for op in ops] == [
+        PutBackend,
+        WriteRun,
+        SwapVip,
+        DropPrefix,
+        DropVip,
+        Release,
+    ]
     release = ops[-1]
     assert isinstance(release, Release)
     assert (old.base, old.size) in release.runs
@@ -379,7 +507,9 @@ def test_a_change_releases_what_it_replaced_at_the_very_end() -> None:
 
 def test_a_vip_without_backends_needs_no_run() -> None:
     state = KernelState()
-    assert Planner().plan(desired(vip(API)), state).ops == (SwapVip(API4, 1, 0, (0, 0, 0)),)
+    ground = Ground(RANGES)
+    ops = Planner().plan(desired(vip(API)), state, set(desired(vip(API))), ground=ground).ops
+    assert ops == (SwapVip(API4, 1, 0, (0, 0, 0)),)
 
 
 def test_a_weight_that_moves_no_slot_is_one_write() -> None:

@@ -1,0 +1,203 @@
+/* SPDX-License-Identifier: (Apache-2.0 OR GPL-2.0) */
+/*
+ * cgroup/sendmsg4, sendmsg6, recvmsg4, recvmsg6: datagrams that carry an address. What is sent to a
+ * VIP goes to a backend, what comes from there comes from the VIP. A connected socket that sends
+ * without an address, or receives without asking for one, meets none of these.
+ */
+
+/* Whether the socket has a peer. As long as it has, the kernel lets it receive from nobody else. */
+static inline int is_connected(const struct bpf_sock_addr *ctx)
+{
+    const struct bpf_sock *sk = ctx->sk;
+
+    return sk && sk->state == BPF_TCP_ESTABLISHED;
+}
+
+/* Take the backend that the socket is connected to; 0: `to` is not the VIP that it connected to. */
+static inline int take_peer(u64 cookie, const struct target *to, struct choice *choice)
+{
+    struct conn *conn = conns.lookup(&cookie);
+
+    if (!conn || conn->vip_port != to->port || !same_address(conn->vip_addr, to->addr))
+        return 0;
+    copy_address(choice->addr, conn->backend_addr);
+    choice->port = conn->backend_port;
+    return 1;
+}
+
+/* Take the backend that the socket's last datagram to `to` went to; 0: it is gone, or this is the
+ * first. Only its id is kept: the container behind a port of this host may be another one now. */
+static inline int resume(struct bpf_sock_addr *ctx, u64 cookie, const struct target *to,
+                         struct choice *choice)
+{
+    struct flow_key key = {.cookie = cookie, .port = to->port, .direction = TO_VIP};
+    struct backend *backend;
+    struct flow *flow;
+    int id;
+
+    copy_address(key.addr, to->addr);
+    flow = flows.lookup(&key);
+    if (!flow)
+        return 0;
+    id = flow->backend_id;
+    backend = backends.lookup(&id);
+    if (!backend || !backend->vip_id)
+        return 0;
+    if (backend->flags & HAS_INNER)
+        choice->netns = bpf_get_netns_cookie(ctx);
+    return take(choice, id, backend->vip_id) && choice->epoch == flow->epoch;
+}
+
+/* Note where the socket's datagrams to `to` go. */
+static inline void note_way(u64 cookie, const struct target *to, const struct choice *choice)
+{
+    struct flow_key key = {.cookie = cookie, .port = to->port, .direction = TO_VIP};
+    struct flow way = {.port = choice->port, .backend_id = choice->id, .epoch = choice->epoch};
+
+    copy_address(key.addr, to->addr);
+    copy_address(way.addr, choice->addr);
+    flows.update(&key, &way);
+}
+
+/* Note that what comes from the backend is to come from `to`. Two VIPs may lead to one backend: what
+ * the socket sent to last counts, and the entry may have been evicted. */
+static inline void note_return(u64 cookie, const struct target *to, const struct choice *choice)
+{
+    struct flow_key key = {.cookie = cookie, .port = choice->port, .direction = FROM_BACKEND};
+    struct flow back = {.port = to->port, .backend_id = choice->id, .epoch = choice->epoch};
+    struct flow *last;
+
+    copy_address(key.addr, choice->addr);
+    last = flows.lookup(&key);
+    if (last && last->port == to->port && same_address(last->addr, to->addr))
+        return;
+    copy_address(back.addr, to->addr);
+    flows.update(&key, &back);
+}
+
+/* Note that what comes from `to`, which is no VIP, is to come from there. */
+static inline void forget_return(u64 cookie, const struct target *to)
+{
+    struct flow_key key = {.cookie = cookie, .port = to->port, .direction = FROM_BACKEND};
+
+    copy_address(key.addr, to->addr);
+    if (flows.lookup(&key))
+        flows.delete(&key);
+}
+
+static inline int send_to(struct bpf_sock_addr *ctx, const struct target *to, int again,
+                          struct choice *choice)
+{
+    u64 cookie = bpf_get_socket_cookie(ctx);
+    int verdict;
+    u32 *place;
+
+    if (again) {
+        verdict = choose_again(ctx, to, choice);
+    } else {
+        place = place_of(to);
+        if (place && is_connected(ctx) && take_peer(cookie, to, choice))
+            return REDIRECT;
+        if (place && resume(ctx, cookie, to, choice)) {
+            note_return(cookie, to, choice);
+            return REDIRECT;
+        }
+        verdict = choose(ctx, to, place, choice);
+    }
+    if (verdict == PASS)
+        forget_return(cookie, to);
+    if (verdict == REDIRECT) {
+        note_way(cookie, to, choice);
+        note_return(cookie, to, choice);
+    }
+    return verdict;
+}
+
+static inline int translate_sendmsg4(struct bpf_sock_addr *ctx, int again)
+{
+    struct target to = target4(ctx);
+    struct choice choice = {};
+    int verdict;
+
+    if (to.proto != IPPROTO_UDP)
+        return ALLOW;
+    verdict = send_to(ctx, &to, again, &choice);
+    if (verdict == REDIRECT)
+        show4(ctx, choice.addr, choice.port);
+    if (verdict == AGAIN)
+        again_sendmsg4.call(ctx, 0);
+    return verdict == PASS || verdict == REDIRECT ? ALLOW : REFUSE;
+}
+
+static inline int translate_sendmsg6(struct bpf_sock_addr *ctx, int again)
+{
+    struct target to = target6(ctx);
+    struct choice choice = {};
+    int verdict;
+
+    if (to.proto != IPPROTO_UDP)
+        return ALLOW;
+    verdict = send_to(ctx, &to, again, &choice);
+    if (verdict == REDIRECT)
+        show6(ctx, choice.addr, choice.port);
+    if (verdict == AGAIN)
+        again_sendmsg6.call(ctx, 0);
+    return verdict == PASS || verdict == REDIRECT ? ALLOW : REFUSE;
+}
+
+int sendmsg4(struct bpf_sock_addr *ctx)
+{
+    return translate_sendmsg4(ctx, 0);
+}
+
+int sendmsg6(struct bpf_sock_addr *ctx)
+{
+    return translate_sendmsg6(ctx, 0);
+}
+
+int sendmsg4_again(struct bpf_sock_addr *ctx)
+{
+    return translate_sendmsg4(ctx, 1);
+}
+
+int sendmsg6_again(struct bpf_sock_addr *ctx)
+{
+    return translate_sendmsg6(ctx, 1);
+}
+
+/* Make `from`, who sent a datagram, the VIP that the socket sent to; 0: it is as it is. What a
+ * connected socket receives is from its peer, whatever it has sent to others meanwhile. */
+static inline int receive_from(struct bpf_sock_addr *ctx, struct target *from)
+{
+    u64 cookie = bpf_get_socket_cookie(ctx);
+    struct flow_key key = {.cookie = cookie, .port = from->port, .direction = FROM_BACKEND};
+    struct flow *flow;
+
+    if (is_connected(ctx))
+        return show_vip(cookie, from->addr, &from->port);
+    copy_address(key.addr, from->addr);
+    flow = flows.lookup(&key);
+    if (!flow)
+        return 0;
+    copy_address(from->addr, flow->addr);
+    from->port = flow->port;
+    return 1;
+}
+
+int recvmsg4(struct bpf_sock_addr *ctx)
+{
+    struct target from = target4(ctx);
+
+    if (from.proto == IPPROTO_UDP && receive_from(ctx, &from))
+        show4(ctx, from.addr, from.port);
+    return ALLOW;
+}
+
+int recvmsg6(struct bpf_sock_addr *ctx)
+{
+    struct target from = target6(ctx);
+
+    if (from.proto == IPPROTO_UDP && receive_from(ctx, &from))
+        show6(ctx, from.addr, from.port);
+    return ALLOW;
+}
