@@ -6,10 +6,11 @@ static inline int connect_to(struct bpf_sock_addr *ctx, const struct target *to,
                              struct choice *choice)
 {
     u64 cookie = bpf_get_socket_cookie(ctx);
-    int verdict;
+    int verdict = again ? choose_again(ctx, to, choice) : choose(ctx, to, place_of(to), choice);
 
-    forget(cookie);
-    verdict = again ? choose_again(ctx, to, choice) : choose(ctx, to, place_of(to), choice);
+    /* When it is refused, a UDP socket stays connected to what it was connected to. */
+    if (verdict == PASS || verdict == REDIRECT)
+        forget(cookie);
     if (verdict == REDIRECT)
         track(cookie, to, choice);
     return verdict;

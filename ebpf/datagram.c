@@ -2,7 +2,8 @@
 /*
  * cgroup/sendmsg4, sendmsg6, recvmsg4, recvmsg6: datagrams that carry an address. What is sent to a
  * VIP goes to a backend, what comes from there comes from the VIP. A connected socket that sends
- * without an address, or receives without asking for one, meets none of these.
+ * without an address, or receives without asking for one, meets none of these. Only one of AF_INET6
+ * that is connected to ::ffff:a.b.c.d does: with the address of its backend, which passes.
  */
 
 /* Whether the socket has a peer. As long as it has, the kernel lets it receive from nobody else. */
@@ -16,7 +17,7 @@ static inline int is_connected(const struct bpf_sock_addr *ctx)
 /* Take the backend that the socket is connected to; 0: `to` is not the VIP that it connected to. */
 static inline int take_peer(u64 cookie, const struct target *to, struct choice *choice)
 {
-    struct conn *conn = conns.lookup(&cookie);
+    struct conn *conn = conn_of(cookie);
 
     if (!conn || conn->vip_port != to->port || !same_address(conn->vip_addr, to->addr))
         return 0;
@@ -52,10 +53,9 @@ static inline int resume(struct bpf_sock_addr *ctx, u64 cookie, const struct tar
 static inline void note_way(u64 cookie, const struct target *to, const struct choice *choice)
 {
     struct flow_key key = {.cookie = cookie, .port = to->port, .direction = TO_VIP};
-    struct flow way = {.port = choice->port, .backend_id = choice->id, .epoch = choice->epoch};
+    struct flow way = {.backend_id = choice->id, .epoch = choice->epoch};
 
     copy_address(key.addr, to->addr);
-    copy_address(way.addr, choice->addr);
     flows.update(&key, &way);
 }
 
@@ -64,7 +64,7 @@ static inline void note_way(u64 cookie, const struct target *to, const struct ch
 static inline void note_return(u64 cookie, const struct target *to, const struct choice *choice)
 {
     struct flow_key key = {.cookie = cookie, .port = choice->port, .direction = FROM_BACKEND};
-    struct flow back = {.port = to->port, .backend_id = choice->id, .epoch = choice->epoch};
+    struct flow back = {.port = to->port};
     struct flow *last;
 
     copy_address(key.addr, choice->addr);

@@ -3,8 +3,8 @@
  * Every map, declared once. The loader puts this file in front of the programs and compiles all of
  * it as one text, because BCC rewrites map calls in the main text only.
  *
- * Given by the loader: PIN_DIR (a string), the MAX_... of the maps, HAVE_SET_RETVAL and
- * HAVE_COARSE_CLOCK (0 or 1).
+ * Given by the loader: PIN_DIR (a string), the MAX_... of the maps, of which MAX_CONNS is a power of
+ * two, and HAVE_SET_RETVAL, HAVE_COARSE_CLOCK, HAVE_CMPXCHG (0 or 1).
  * Addresses are network order; an IPv4 one is kept IPv4-mapped where both families share a field.
  */
 #include <linux/bpf.h>
@@ -107,17 +107,20 @@ _Static_assert(sizeof(struct prefix) == 20, "prefix: keep minuteman/dataplane/la
 
 enum owner { NOBODY, VIPS, HOST };
 
-/* ---- conns: what a connecting or connected socket was given ------------------------------------- */
+/* ---- conns, more_conns: what a connecting or connected socket was given -------------------------- */
 enum phase {
     CHOSEN,                               /* connect() has a backend; it may yet fail on its own */
     CONNECTING,                           /* counted as such */
     ACTIVE,                               /* likewise */
 };
 
-/* The key is the socket's cookie, which is never given to another socket. For TCP everything that
- * changes an entry's phase holds the socket's lock; for UDP it is in a system call on the socket.
- * So no entry is counted twice or not at all, and the phase needs no atomic exchange. */
-struct conn {                                                 /* "=16s16s2s2sIIBBBBQQ" in layout.py */
+/* A socket is known by its cookie, which is never given to another one. Cookies are counted up, so
+ * their low bits are a place in an array where the neighbours are in use too: it costs a third of a
+ * hash, whose every entry is somewhere else. Who finds the place taken goes to the hash.
+ *
+ * For TCP everything that changes an entry's phase holds the socket's lock; for UDP it is in a system
+ * call on the socket. So no entry is counted twice or not at all. */
+struct conn {                                               /* "=16s16s2s2sIIBBBBIIQ" in layout.py */
     __be32 vip_addr[4];
     __be32 backend_addr[4];
     __be16 vip_port;
@@ -128,10 +131,13 @@ struct conn {                                                 /* "=16s16s2s2sIIB
     u8 phase;
     u8 timeouts;                          /* unanswered SYNs */
     u8 abandoned;                         /* its owner closed it */
-    u64 netns;                            /* cookie of the network namespace */
-    u64 started_ns;                       /* coarse */
+    u32 netns;                            /* cookie of the network namespace; they are few */
+    u32 started_ms;                       /* coarse; wraps around */
+    u64 cookie;                           /* 0: the place is free */
 };
 _Static_assert(sizeof(struct conn) == 64, "conn: keep minuteman/dataplane/layout.py in step");
+
+#define SPILL_PLACES 64                   /* places that share an entry of `spills` */
 
 /* ---- flows: what an unconnected UDP socket sends to a VIP, and what comes back ------------------- */
 enum direction { TO_VIP, FROM_BACKEND };
@@ -147,10 +153,10 @@ struct flow_key {                                                       /* "=Q16
 _Static_assert(sizeof(struct flow_key) == 32, "flow_key: keep minuteman/dataplane/layout.py in step");
 
 struct flow {                                                           /* "=16s2s2xII" in layout.py */
-    __be32 addr[4];                       /* of the backend, or of the VIP */
+    __be32 addr[4];                       /* FROM_BACKEND: the VIP */
     __be16 port;
     u16 zero;
-    u32 backend_id;
+    u32 backend_id;                       /* TO_VIP */
     u32 epoch;
 };
 _Static_assert(sizeof(struct flow) == 28, "flow: keep minuteman/dataplane/layout.py in step");
@@ -213,7 +219,9 @@ PINNED("array", int, struct backend, backends, MAX_BACKENDS, 0);
 PINNED("array", int, struct backend_stats, backend_stats, MAX_BACKENDS, 0);
 PINNED("hash", u32, struct inner, inners, MAX_BACKENDS, BPF_F_NO_PREALLOC);
 PINNED("lpm_trie", struct prefix, u32, prefixes, MAX_PREFIXES, BPF_F_NO_PREALLOC);
-PINNED("hash", u64, struct conn, conns, MAX_CONNS, BPF_F_NO_PREALLOC);
+PINNED("array", int, struct conn, conns, MAX_CONNS, 0);
+PINNED("hash", u64, struct conn, more_conns, MAX_CONNS, BPF_F_NO_PREALLOC);
+PINNED("array", int, u32, spills, MAX_CONNS / SPILL_PLACES, 0);
 PINNED("lru_hash", struct flow_key, struct flow, flows, MAX_FLOWS, 0);
 PINNED("lru_hash", struct client, struct affinity, affinities, MAX_AFFINITIES, 0);
 PINNED("hash", u64, u32, skips, MAX_SKIPS, BPF_F_NO_PREALLOC);

@@ -3,8 +3,17 @@
  * sock_ops: what became of a translated TCP connection. It feeds the choice (connecting, active,
  * ejected) and the counters (successes, failures, time to connect).
  */
-#define PATIENCE_NS 400000000ULL          /* who gives up sooner has proved nothing */
-#define FIRST_TIMEOUT_NS 1000000000ULL    /* TCP_TIMEOUT_INIT */
+#define PATIENCE_MS 400                   /* who gives up sooner has proved nothing */
+
+static inline u32 coarse_ms(void)
+{
+    return coarse_ns() / 1000000;
+}
+
+static inline u32 waited_ms(const struct conn *conn)
+{
+    return coarse_ms() - conn->started_ms;
+}
 
 static inline u32 log2_bucket(u64 us)
 {
@@ -16,13 +25,13 @@ static inline u32 log2_bucket(u64 us)
     return bucket;
 }
 
-/* The backend did not answer, or refused. */
-static inline void suspect(struct backend_stats *stats)
+/* The backend refused, or did not answer: that is `failures` in a row more. */
+static inline void suspect(struct backend_stats *stats, u32 failures)
 {
     u64 now = bpf_ktime_get_ns();
 
     stats->last_failure_ns = now;
-    __sync_fetch_and_add(&stats->consecutive_failures, 1);
+    __sync_fetch_and_add(&stats->consecutive_failures, failures);
     if (stats->consecutive_failures < EJECT_FAILURES)
         return;
     if (!stats->ejected_until_ns)
@@ -34,7 +43,7 @@ static inline void on_connect(struct bpf_sock_ops *ctx, struct conn *conn)
 {
     struct backend_stats *stats = stats_of(conn);
 
-    conn->started_ns = coarse_ns();
+    conn->started_ms = coarse_ms();
     conn->phase = CONNECTING;
     if (stats)
         __sync_fetch_and_add(&stats->connecting, 1);
@@ -45,7 +54,7 @@ static inline void on_connect(struct bpf_sock_ops *ctx, struct conn *conn)
 /* How long the handshake took: the round trip, unless a SYN was lost. */
 static inline u64 connect_us(const struct bpf_sock_ops *ctx, const struct conn *conn)
 {
-    return conn->timeouts ? (coarse_ns() - conn->started_ns) / 1000 : ctx->srtt_us >> 3;
+    return conn->timeouts ? waited_ms(conn) * 1000ULL : ctx->srtt_us >> 3;
 }
 
 static inline void on_established(struct bpf_sock_ops *ctx, struct conn *conn)
@@ -70,7 +79,8 @@ static inline void on_established(struct bpf_sock_ops *ctx, struct conn *conn)
         __sync_fetch_and_add(&stats->connect_log2_us[bucket], 1);
 }
 
-/* A SYN was not answered in time. */
+/* A SYN was not answered within a second. That says more than a refusal, which may be that of a
+ * program at its start; and where connections are spread thinly, few of them wait at once. */
 static inline void on_timeout(struct conn *conn)
 {
     struct backend_stats *stats = stats_of(conn);
@@ -80,21 +90,20 @@ static inline void on_timeout(struct conn *conn)
     if (conn->timeouts < 255)
         conn->timeouts++;
     if (stats)
-        suspect(stats);
+        suspect(stats, 2);
 }
 
 static inline void on_close(u64 cookie, struct conn *conn)
 {
     struct backend_stats *stats = stats_of(conn);
-    int gave_up = conn->abandoned && coarse_ns() - conn->started_ns < PATIENCE_NS;
+    int gave_up = conn->abandoned && waited_ms(conn) < PATIENCE_MS;
 
     if (stats && conn->phase == CONNECTING && !gave_up) {
         __sync_fetch_and_add(&stats->failures, 1);
         if (!conn->timeouts)
-            suspect(stats);
+            suspect(stats, 1);
     }
-    leave(conn);
-    conns.delete(&cookie);
+    leave(cookie, conn);
 }
 
 /* Most of what the kernel tells is not for us: that is settled before anything is looked up. The
@@ -122,7 +131,7 @@ int sock_ops(struct bpf_sock_ops *ctx)
     if (!concerns_us(ctx))
         return ALLOW;
     cookie = bpf_get_socket_cookie(ctx);
-    conn = conns.lookup(&cookie);
+    conn = conn_of(cookie);
     if (!conn)
         return ALLOW;
     switch (ctx->op) {

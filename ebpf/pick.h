@@ -18,7 +18,8 @@
 
 #define EJECT_FAILURES 5                  /* in a row */
 #define EJECT_NS 30000000000ULL           /* then one connection tries it again */
-#define SCAN_SLOTS 32                     /* of each tier, looked at for a backend that is not ejected */
+#define SCAN_SLOTS 64                     /* of each tier, looked at for a backend that is not ejected */
+#define SCAN_RANDOM 8                     /* so many of them anywhere in the tier */
 
 struct choice {
     __be32 addr[4];
@@ -93,28 +94,12 @@ static inline int is_better(const struct candidate *one, const struct candidate 
     return (u64)one->load * other->weight < (u64)other->load * one->weight;
 }
 
-/* The id in `slot`, if that is a backend of the VIP and not ejected; else 0, which names none. */
-static inline int healthy_id(int slot, u32 vip_id)
-{
-    u32 *found = slots.lookup(&slot);
-    struct backend_stats *stats;
-    struct backend *backend;
-    int id = found ? *found : 0;
-
-    backend = backends.lookup(&id);
-    stats = backend_stats.lookup(&id);
-    if (!backend || !stats)
-        return 0;
-    return backend->vip_id == vip_id && !is_ejected(stats) ? id : 0;
-}
-
-/* Find a backend of the VIP that is not ejected, best tier first; 0: there is none in reach. Half of
- * the slots that are looked at are random ones, which spreads the load; the others are the first
- * ones of the tier, in which each of its backends has its turn before one has a second. */
+/* Find a backend of the VIP that is not ejected, best tier first; 0, which is the id of none: there is
+ * none in reach. The first slots that are looked at are random ones, which spreads the load; the
+ * others are the first ones of the tier, where each backend has its turn before one has a second. */
 static inline int find_healthy(const struct found *vip)
 {
     u32 first = vip->run.base;
-    int id;
 
 #pragma nounroll
     for (int tier = UP; tier <= DRAINING; tier++) {
@@ -122,10 +107,14 @@ static inline int find_healthy(const struct found *vip)
 
 #pragma nounroll
         for (u32 i = 0; i < SCAN_SLOTS && size; i++) {
-            u32 at = i < SCAN_SLOTS / 2 ? below(size) : (i - SCAN_SLOTS / 2) % size;
+            u32 at = i < SCAN_RANDOM ? below(size) : (i - SCAN_RANDOM) % size;
+            struct backend_stats *stats;
+            int slot = first + at, id;
+            u32 *found = slots.lookup(&slot);
 
-            id = healthy_id(first + at, vip->id);
-            if (id)
+            id = found ? *found : 0;
+            stats = backend_stats.lookup(&id);
+            if (stats && !is_ejected(stats))
                 return id;
         }
         first += size;
@@ -204,8 +193,8 @@ static inline int pick(const struct found *vip, struct choice *choice)
     return take(choice, a.id, vip->id);
 }
 
-/* The time of an ejected backend is over when it is chosen all the same: this one connection tries
- * it, and all others wait for what comes of it. */
+/* An ejected backend is taken when its time is over, or as the last resort. This one connection tries
+ * it; where there are other backends, all others wait for what comes of it. */
 static inline void begin_trial(const struct choice *choice)
 {
     int id = choice->id;
@@ -273,10 +262,18 @@ static inline void remember(const struct found *vip, const struct choice *choice
 /* ---- the whole of it ----------------------------------------------------------------------------- */
 static inline int settle_on(const struct found *vip, const struct choice *choice)
 {
+    begin_trial(choice);
     if (vip->affinity_seconds)
         remember(vip, choice);
     count(TRANSLATED);
     return REDIRECT;
+}
+
+/* A run was replaced while it was read. */
+static inline int look_again(void)
+{
+    count(RETRIED);
+    return AGAIN;
 }
 
 /* What to do with something for `to`, whose VIP is at `place`, or is none. REDIRECT: send it to
@@ -291,15 +288,14 @@ static inline int choose(struct bpf_sock_addr *ctx, const struct target *to, u32
     if (!place)
         return refuse(REFUSED_UNKNOWN);
     if (!read_vip(*place, to, &vip))
-        return AGAIN;
+        return look_again();
     if (!(vip.run.up | vip.run.maybe | vip.run.draining))
         return refuse(REFUSED_EMPTY);
     choice->netns = bpf_get_netns_cookie(ctx);
     if (!(vip.affinity_seconds && take_last(&vip, choice)) && !pick(&vip, choice))
-        return AGAIN;
+        return look_again();
     if (choice->is_ejected)
         return AGAIN;
-    begin_trial(choice);
     return settle_on(&vip, choice);
 }
 
@@ -313,13 +309,13 @@ static inline int choose_again(struct bpf_sock_addr *ctx, const struct target *t
 
 #pragma unroll
     for (int i = 0; i < AGAIN_TRIES; i++) {
-        count(RETRIED);
         place = place_of(to);
         if (!place)
-            return PASS;
+            return is_for_vips(to) ? refuse(REFUSED_UNKNOWN) : PASS;
         is_whole = read_vip(*place, to, &vip);
         if (is_whole)
             break;
+        count(RETRIED);
     }
     if (!is_whole)
         return refuse(REFUSED_TORN);

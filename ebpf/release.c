@@ -8,7 +8,7 @@
 int sock_release(struct bpf_sock *sk)
 {
     u64 cookie = bpf_get_socket_cookie(sk);
-    struct conn *conn = conns.lookup(&cookie);
+    struct conn *conn = conn_of(cookie);
 
     if (!conn)
         return ALLOW;
@@ -16,8 +16,7 @@ int sock_release(struct bpf_sock *sk)
         conn->abandoned = 1;
         return ALLOW;
     }
-    leave(conn);
-    conns.delete(&cookie);
+    leave(cookie, conn);
     return ALLOW;
 }
 
@@ -29,11 +28,10 @@ int settle(struct __sk_buff *skb)
 
     if (bpf_skb_load_bytes(skb, 0, &cookie, sizeof(cookie)))
         return 0;
-    conn = conns.lookup(&cookie);
+    conn = conn_of(cookie);
     if (!conn)
         return 0;
     count(SETTLED);
-    leave(conn);
-    conns.delete(&cookie);
+    leave(cookie, conn);
     return 1;
 }

@@ -26,7 +26,8 @@ CGROUP_UDP4_RECVMSG, CGROUP_UDP6_RECVMSG = 19, 20
 CGROUP_INET4_GETPEERNAME, CGROUP_INET6_GETPEERNAME = 29, 30
 CGROUP_INET_SOCK_RELEASE = 34
 # enum bpf_prog_type
-PROG_SCHED_CLS, PROG_CGROUP_SOCK, PROG_SOCK_OPS, PROG_CGROUP_SOCK_ADDR = 3, 9, 13, 18
+PROG_SOCKET_FILTER, PROG_SCHED_CLS, PROG_CGROUP_SOCK = 1, 3, 9
+PROG_SOCK_OPS, PROG_CGROUP_SOCK_ADDR = 13, 18
 # enum bpf_func_id
 GET_SOCKET_COOKIE, GET_NETNS_COOKIE, GET_CURRENT_ANCESTOR_CGROUP_ID = 46, 122, 123
 KTIME_GET_COARSE_NS, SET_RETVAL = 160, 187
@@ -126,6 +127,7 @@ def _lib() -> ctypes.CDLL:
         "bpf_link_create": (c_int, c_int, c_int, opts),
         "bpf_link_update": (c_int, c_int, opts),
         "bpf_link_detach": (c_int,),
+        "bpf_prog_load": (c_int, c_char_p, c_char_p, c_char_p, ctypes.c_size_t, opts),
         "bpf_prog_test_run_opts": (c_int, c_void_p),
         "bpf_prog_query": (c_int, c_int, c_uint32, POINTER(c_uint32), c_void_p, POINTER(c_uint32)),
         "bpf_map_update_elem": (c_int, c_char_p, c_char_p, c_uint64),
@@ -277,7 +279,7 @@ def update_batch(fd: int, keys: bytes, values: bytes, count: int) -> None:
 
 
 def read_hash(fd: int, key_size: int, value_size: int) -> Iterator[tuple[bytes, bytes]]:
-    """Every entry of a hash that nobody else writes."""
+    """Every entry of a hash; when it is written meanwhile, those that are there all the time."""
     for keys, values, count in _read_batches(fd, key_size, value_size, None):
         for i in range(count):
             yield (
@@ -345,6 +347,16 @@ def has_program_type(program_type: int) -> bool | None:
 def has_map_type(map_type: int) -> bool | None:
     """Whether the kernel has a map type; None: cannot tell."""
     return _probed(_lib().libbpf_probe_bpf_map_type(map_type, None))
+
+
+def has_instructions(instructions: bytes) -> bool:
+    """Whether the kernel takes a program of these instructions, a filter of packets."""
+    loaded: int = _lib().bpf_prog_load(
+        PROG_SOCKET_FILTER, b"probe", b"GPL", instructions, len(instructions) // 8, None
+    )
+    if loaded >= 0:
+        os.close(loaded)
+    return loaded >= 0
 
 
 def _probed(result: int) -> bool | None:

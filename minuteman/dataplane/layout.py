@@ -29,7 +29,8 @@ INNER = Struct("=16s2s2x")
 PREFIX = Struct("=I16s")
 OWNER = Struct("=I")
 COOKIE = Struct("=Q")
-CONN = Struct("=16s16s2s2sIIBBBBQQ")
+CONN = Struct("=16s16s2s2sIIBBBBIIQ")
+SPILLED = Struct("=I")
 FLOW_KEY = Struct("=Q16s2sBxI")
 FLOW = Struct("=16s2s2xII")
 CLIENT = Struct("=QQII")
@@ -40,9 +41,13 @@ REASON = Struct("=Q")
 META = Struct("=IIQ16s")
 
 FLOWS, AFFINITIES, SKIPS = 131_072, 65_536, 1_024
+CGROUP_LEVELS = 16
+"""How deep the programs look for a skipped cgroup, the root included; ebpf/find.h."""
 """Capacity of maps for which there is no setting."""
 OTHER_PREFIXES = 1_024
 """Prefixes beside one for the address of each VIP."""
+SPILL_PLACES = 64
+"""Neighbours in `conns` that share an entry of `spills`."""
 HAS_INNER = 1
 """Flag of a backend."""
 
@@ -79,9 +84,14 @@ class MapShape:
     flags: int = 0
 
 
+def conn_places(limits: Limits) -> int:
+    """Entries of `conns`: a power of two."""
+    return max(SPILL_PLACES, 1 << (limits.conns - 1).bit_length())
+
+
 def map_shapes(limits: Limits) -> dict[str, MapShape]:
     """The shape of each map by its name. Source: ebpf/maps.h."""
-    index = SLOT.size
+    index, places = SLOT.size, conn_places(limits)
     return {
         "vips4": MapShape(HASH, VIP4_KEY.size, PLACE.size, limits.vips, NO_PREALLOC),
         "vips6": MapShape(HASH, VIP6_KEY.size, PLACE.size, limits.vips, NO_PREALLOC),
@@ -93,7 +103,9 @@ def map_shapes(limits: Limits) -> dict[str, MapShape]:
         "prefixes": MapShape(
             LPM_TRIE, PREFIX.size, OWNER.size, limits.vips + OTHER_PREFIXES, NO_PREALLOC
         ),
-        "conns": MapShape(HASH, COOKIE.size, CONN.size, limits.conns, NO_PREALLOC),
+        "conns": MapShape(ARRAY, index, CONN.size, places),
+        "more_conns": MapShape(HASH, COOKIE.size, CONN.size, places, NO_PREALLOC),
+        "spills": MapShape(ARRAY, index, SPILLED.size, places // SPILL_PLACES),
         "flows": MapShape(LRU_HASH, FLOW_KEY.size, FLOW.size, FLOWS),
         "affinities": MapShape(LRU_HASH, CLIENT.size, AFFINITY.size, AFFINITIES),
         "skips": MapShape(HASH, COOKIE.size, SKIP.size, SKIPS, NO_PREALLOC),

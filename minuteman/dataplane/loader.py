@@ -140,12 +140,13 @@ def compile_and_pin(where: pins.Pins, cache: Path, limits: Limits) -> None:
         "MAX_SLOTS": limits.slots,
         "MAX_BACKENDS": limits.backends,
         "MAX_PREFIXES": limits.vips + layout.OTHER_PREFIXES,
-        "MAX_CONNS": limits.conns,
+        "MAX_CONNS": layout.conn_places(limits),
         "MAX_FLOWS": layout.FLOWS,
         "MAX_AFFINITIES": layout.AFFINITIES,
         "MAX_SKIPS": layout.SKIPS,
         "HAVE_SET_RETVAL": int(has_retval),
         "HAVE_COARSE_CLOCK": int(probe.has_coarse_clock()),
+        "HAVE_CMPXCHG": int(probe.has_cmpxchg()),
     }
     flags = [f"-D{name}={value}" for name, value in defines.items()]
     try:

@@ -43,6 +43,7 @@ class Maps:
         try:
             for name in layout.map_shapes(limits):
                 fds[name] = bpf.open_pin(folder / name)
+            skips = len(_read_skips(fds["skips"]))
             places = Places(fds["vips"], limits.vips)
         except OSError as exc:
             bpf.close_all(fds.values())
@@ -50,7 +51,7 @@ class Maps:
         except DataplaneError:
             bpf.close_all(fds.values())
             raise
-        return cls(fds, limits, places)
+        return cls(fds, limits, places, _skips=skips)
 
     def close(self) -> None:
         self.places.close()
@@ -61,11 +62,13 @@ class Maps:
     def put_backends(self, backends: Sequence[PutBackend], state: KernelState) -> None:
         """Write backends; one that is new under its id gets zero counters and a new epoch."""
         new = [backend for backend in backends if _is_new(backend, state)]
+        used_before = [backend for backend in new if backend.id in self.epochs]
         for backend in new:
             self.epochs[backend.id] = self.epochs.get(backend.id, 0) + 1
         # Sockets of the member before must find that they count no more before it counts from zero.
-        self._write_array("backends", [(b.id, self._pack_free(b)) for b in new])
-        self._write_array("backend_stats", [(b.id, bytes(layout.BACKEND_STATS.size)) for b in new])
+        unused = bytes(layout.BACKEND_STATS.size)
+        self._write_array("backends", [(b.id, self._pack_free(b)) for b in used_before])
+        self._write_array("backend_stats", [(b.id, unused) for b in used_before])
         for backend in backends:
             if backend.inner:
                 inner = layout.pack_inner(backend.inner)
@@ -135,10 +138,7 @@ class Maps:
     def set_skips(self, cgroups: Collection[int]) -> None:
         """Have exactly these cgroups be left alone. Errors: E2BIG when they are too many."""
         pack = layout.COOKIE.pack
-        there = {
-            layout.COOKIE.unpack(raw)[0]
-            for raw, _ in bpf.read_hash(self.fds["skips"], layout.COOKIE.size, layout.SKIP.size)
-        }
+        there = _read_skips(self.fds["skips"])
         for cgroup in there.difference(cgroups):
             bpf.delete(self.fds["skips"], pack(cgroup))
         for cgroup in set(cgroups) - there:
@@ -239,6 +239,12 @@ class Maps:
         keys = b"".join(layout.SLOT.pack(index) for index, _ in entries)
         values = b"".join(value for _, value in entries)
         bpf.update_batch(self.fds[name], keys, values, len(entries))
+
+
+def _read_skips(fd: int) -> set[int]:
+    """The cgroups in the map `skips`."""
+    raw = bpf.read_hash(fd, layout.COOKIE.size, layout.SKIP.size)
+    return {layout.COOKIE.unpack(cgroup)[0] for cgroup, _ in raw}
 
 
 def _is_new(backend: PutBackend, state: KernelState) -> bool:

@@ -65,7 +65,13 @@ def features() -> tuple[Feature, ...]:
         _feature(
             "end of a socket",
             has_release(),
-            "before Linux 5.12 what a UDP socket was given is forgotten minutes after its end",
+            "before Linux 5.9 what a UDP socket was given is forgotten minutes after its end",
+            needed=False,
+        ),
+        _feature(
+            "compare and exchange",
+            has_cmpxchg(),
+            "before Linux 5.12 what a socket was given is kept in a hash only, which costs more",
             needed=False,
         ),
         _feature(
@@ -85,6 +91,19 @@ def has_release() -> bool:
 def has_coarse_clock() -> bool:
     """The time of the last tick can be read."""
     return bpf.has_helper(bpf.PROG_CGROUP_SOCK_ADDR, bpf.KTIME_GET_COARSE_NS) is True
+
+
+def has_cmpxchg() -> bool:
+    """A program can claim what is free, without a lock."""
+    return bpf.has_instructions(
+        bytes.fromhex(
+            "b700000000000000"  # r0 = 0
+            "b701000001000000"  # r1 = 1
+            "7b0af8ff00000000"  # *(u64 *)(r10 - 8) = r0
+            "db1af8fff1000000"  # r0 = cmpxchg((u64 *)(r10 - 8), r0, r1)
+            "9500000000000000"  # exit
+        )
+    )
 
 
 def _feature(name: str, found: bool | None, advice: str, *, needed: bool = True) -> Feature:

@@ -109,8 +109,9 @@ class Limits:
     vips: int = 65_536
     slots: int = 524_288
     backends: int = 131_072
-    conns: int = 262_144
-    """Sockets with a connection to a VIP. One more is connected, but not counted."""
+    conns: int = 131_072
+    """Sockets with a connection to a VIP: there is room for at least so many. One for which there
+    is none is connected, but not counted."""
 
 
 @dataclass(slots=True)

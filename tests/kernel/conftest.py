@@ -31,7 +31,7 @@ from minuteman.reconcile.kernelstate import (
     WriteRun,
 )
 
-LIMITS = Limits(vips=256, slots=4096, backends=1024)
+LIMITS = Limits(vips=256, slots=4096, backends=1024, conns=4096)
 _numbers = count()
 
 
@@ -61,7 +61,7 @@ def inside() -> Inside:
 
     @contextmanager
     def enter(cgroup: Path) -> Iterator[None]:
-        home = cgroup.parent / "outside"
+        home = Path(os.environ[VARIABLE]) / "outside"
         home.mkdir(exist_ok=True)
         (cgroup / "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
         try:
@@ -207,7 +207,6 @@ class Kernel:
         old = self.state.frontends[vip]
         ids = tuple(set(self.state.runs.get(old.base, ())))
         self.apply(DropVip(vip), Release(((old.base, old.size),), ids))
-
 
     def clear(self) -> None:
         """Forget everything that a test has left in the maps."""
