@@ -8,7 +8,7 @@ VIP; `/api/vips` has them for each backend.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -27,6 +27,19 @@ from minuteman.reader import Published
 
 VIP_LABELS = ("vip", "protocol")
 BACKEND_LABELS = (*VIP_LABELS, "backend")
+
+REASONS: Mapping[str, str] = {
+    "translated": "a connection, or the first datagram of a socket, was given a backend",
+    "refused_empty": "refused, the VIP has no backend",
+    "refused_unknown": "refused, the address is for VIPs alone and none is at this port",
+    "refused_torn": "refused, the VIP's entry was being replaced at each of four tries",
+    "retried": "looked up again, the VIP's entry was being replaced",
+    "untracked": "no room to note what a socket was given, it is not counted",
+    "ejected": "a backend failed too often in a row and gets no connection for a while",
+    "last_resort": "every backend that was looked at is ejected, one of them was taken",
+    "settled": "a socket was found gone whose end no program saw",
+}
+"""What each decision of the kernel programs means."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +120,11 @@ def _sources(published: Published, now_monotonic: float) -> Iterator[Metric]:
 
 
 def _decisions(counters: Counters) -> Metric:
+    meanings = "; ".join(f"{reason}: {meaning}" for reason, meaning in REASONS.items())
     decisions = CounterMetricFamily(
-        "minuteman_decisions", "Decisions of the kernel programs, by reason.", labels=("reason",)
+        "minuteman_decisions",
+        f"Decisions of the kernel programs, by reason. {meanings}.",
+        labels=("reason",),
     )
     for reason, count in sorted(counters.reasons.items()):
         decisions.add_metric((reason,), count)
@@ -135,8 +151,14 @@ def _used(published: Published, counters: Counters) -> list[_UsedVip]:
 def _used_backends(vip: Vip, counters: Counters) -> Iterator[tuple[str, BackendCounters]]:
     for backend in vip.backends:
         counted = views.backend_counters(counters, vip.frontends, backend.endpoint)
-        if counted.connecting or counted.active or counted.successes or counted.failures:
+        if _was_used(counted):
             yield _host_port(backend.endpoint), counted
+
+
+def _was_used(counted: BackendCounters) -> bool:
+    """Whether a connection was ever given to it, one that still waits for an answer too."""
+    numbers = (counted.connecting, counted.active, counted.successes, counted.failures)
+    return any(numbers) or counted.ejected
 
 
 def _host_port(endpoint: Endpoint) -> str:
@@ -158,6 +180,11 @@ def _connections(used: Iterable[_UsedVip]) -> Iterator[Metric]:
     active = GaugeMetricFamily(
         "minuteman_connections_active", "Connections that are open.", labels=BACKEND_LABELS
     )
+    ejected = GaugeMetricFamily(
+        "minuteman_backend_ejected",
+        "1 when it failed too often in a row: this host gives it no connection for a while.",
+        labels=BACKEND_LABELS,
+    )
     seconds = HistogramMetricFamily(
         "minuteman_connect_seconds",
         "Time from connect() to the backend's answer.",
@@ -170,6 +197,7 @@ def _connections(used: Iterable[_UsedVip]) -> Iterator[Metric]:
             connects.add_metric((*labels, "failure"), counted.failures)
             connecting.add_metric(labels, counted.connecting)
             active.add_metric(labels, counted.active)
+            ejected.add_metric(labels, counted.ejected)
         histogram = views.add_histograms(counted.connect_log2_us for _, counted in vip.backends)
         if histogram:
             # No sum: the kernel keeps buckets only, so Prometheus can tell quantiles, not a mean.
@@ -177,6 +205,7 @@ def _connections(used: Iterable[_UsedVip]) -> Iterator[Metric]:
     yield connects
     yield connecting
     yield active
+    yield ejected
     yield seconds
 
 

@@ -60,13 +60,13 @@ class Counters(Shape):
     connecting: int
     """Connections that wait for the backend's answer now."""
     active: int
-    """Connections that are open now."""
+    """Connections that are open now, connected UDP sockets too."""
     successes: int
-    """Connects that the backend accepted."""
+    """TCP connects that the backend accepted."""
     failures: int
     """Connects that were refused or timed out."""
     consecutive_failures: int
-    """Failures since the last success."""
+    """Failures since the last success; a SYN that is not answered in time is one, too."""
     connect_log2_us: tuple[int, ...]
     """Connect times: item i counts connects under 2**i microseconds, not counted by an item
     before it; the last item counts all the others."""
@@ -84,6 +84,9 @@ class Backend(Shape):
     """0-100: its share among the backends of its tier."""
     tier: TierName
     """New connections go to the best tier that is not empty, in this order."""
+    ejected: bool
+    """It failed 5 times in a row: for 30 seconds this host gives it no connection, unless there is
+    no other backend. Then one connection tries it."""
     source: str
     """The source that reported the task."""
     framework_id: str
@@ -120,6 +123,8 @@ class Vip(Shape):
     """Addresses that clients connect to; none while a name waits for its address."""
     framework: str
     """Name of the framework whose task asks for it; empty when unknown."""
+    affinity_seconds: int
+    """How long a client keeps its backend after its last connection; 0: it does not."""
     backends: tuple[Backend, ...]
     """Sorted by address and port."""
 

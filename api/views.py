@@ -69,6 +69,7 @@ def vip(value: Vip, tasks: Mapping[tuple[str, str], Task], counters: Counters) -
         names=(host.fqdn,) if isinstance(host, VipName) else (),
         addresses=tuple(str(frontend.address) for frontend in value.frontends),
         framework=value.framework,
+        affinity_seconds=value.affinity_seconds,
         backends=tuple(
             _backend(
                 backend,
@@ -86,6 +87,7 @@ def _backend(value: Backend, task: Task | None, counted: BackendCounters) -> sch
         port=value.endpoint.port,
         weight=value.weight,
         tier=TIER_NAMES[value.tier],
+        ejected=counted.ejected,
         source=value.source,
         framework_id=value.framework_id,
         task_id=value.task_id,
@@ -131,6 +133,7 @@ def _sum(parts: list[BackendCounters]) -> BackendCounters:
         failures=sum(part.failures for part in parts),
         consecutive_failures=max(part.consecutive_failures for part in parts),
         connect_log2_us=add_histograms(part.connect_log2_us for part in parts),
+        ejected=any(part.ejected for part in parts),
     )
 
 

@@ -4,7 +4,7 @@ One thread does everything that changes the kernel. It waits for bells of the so
 process, for root, and for time, then takes one step of the loop. The other threads only read.
 
     source threads ──bell──> ┌───────────────┐ <── control.sock (root)
-    guard, saver             │ Agent: select │ ──feed──> front process
+    guard, saver, sweeper    │ Agent: select │ ──feed──> front process
     SIGTERM, SIGINT ───────> └───────────────┘ ──> kernel
 """
 
@@ -26,10 +26,12 @@ from types import FrameType
 from urllib.parse import urlsplit
 
 from minuteman import capabilities
-from minuteman.control import ControlSocket, Request
+from minuteman.barrier import Barrier
+from minuteman.control import ControlSocket, Reply, Request
 from minuteman.dataplane.cgroup import cgroup2_mount
 from minuteman.dataplane.kernel import KernelDataplane
 from minuteman.dataplane.pins import Pins, bpffs_mount
+from minuteman.dataplane.sockets import set_unreachable
 from minuteman.errors import (
     ConfigError,
     ModelError,
@@ -46,7 +48,9 @@ from minuteman.reconcile.loop import Loop
 from minuteman.reconcile.plan import Ground
 from minuteman.reconcile.store import Saver, Store
 from minuteman.settings import Settings
+from minuteman.skips import Skips
 from minuteman.source.marathon import MarathonSource
+from minuteman.sweeper import Sweeper
 from minuteman.table import Table
 from minuteman.zookeeper.session import Location, parse_url
 
@@ -55,6 +59,7 @@ log = logging.getLogger(__name__)
 PINS = "minuteman"
 LOCK = "agent.lock"
 SNAPSHOT = "snapshot.jsonl"
+SKIPS = "skips"
 CONTROL = "control.sock"
 FRONT = (sys.executable, "-P", "-m", "minuteman.front")
 
@@ -76,7 +81,7 @@ def run(settings: Settings) -> int:
 
 
 def detach_all(settings: Settings) -> None:
-    """Remove every program, link, map and pin of ours.
+    """Remove every program, link, map, pin and route of ours.
 
     Errors: RunningError while an agent runs, DataplaneError.
     """
@@ -84,6 +89,7 @@ def detach_all(settings: Settings) -> None:
     check_capabilities()
     with locked(settings.state_dir):
         kernel(settings).remove()
+        set_unreachable(())
 
 
 def start_logging(settings: Settings) -> None:
@@ -151,7 +157,15 @@ class Agent:
         self._is_successor = Pins(pin_root(settings)).serve()
         """Something of ours was attached before."""
         self._has_served = False
+        self._ranges = (*settings.named_range.prefixes(), *settings.named_range6.prefixes())
+        self._barrier = Barrier(self._ranges if settings.unreachable_route else ())
         self._dataplane = kernel(settings)
+        self._skips = Skips(
+            cgroup2_mount(),
+            settings.cgroup_skip,
+            settings.state_dir / SKIPS,
+            self._dataplane.skip,
+        )
         stack.callback(self._leave_kernel)
         state = self._dataplane.open()
 
@@ -173,7 +187,6 @@ class Agent:
             audit_seconds=settings.audit_seconds,
             now=time.monotonic(),
         )
-        self._ranges = (*settings.named_range.prefixes(), *settings.named_range6.prefixes())
         self._loop.stand_on(self._ground())
         self._front = FrontChild(
             [*FRONT, "--listen", settings.api, "--user", settings.front_user],
@@ -189,7 +202,10 @@ class Agent:
                 f"state_dir: no socket at {settings.state_dir / CONTROL}: {exc}"
             ) from exc
         stack.callback(control.close)
-        self._guard.start(bell)
+        self._guard.start(bell, self._barrier.keep)
+        sweeper = Sweeper(pin_root(settings), settings.sweep_seconds)
+        stack.callback(sweeper.close)
+        sweeper.start()
         self._deadline = time.monotonic() + settings.start_timeout_seconds
 
     def serve(self) -> None:
@@ -200,7 +216,7 @@ class Agent:
         """
         while not self._is_stopping:
             now = time.monotonic()
-            wake = min(self._step(now), self._tick_front(now))
+            wake = min(self._skips.tick(now), self._step(now), self._tick_front(now))
             for key, events in self._selector.select(max(0.0, wake - time.monotonic())):
                 react: Callable[[int], None] = key.data
                 react(events)
@@ -211,6 +227,7 @@ class Agent:
             self._policy = self._guard.policy
             self._loop.obey(self._policy.refusal)
             self._loop.stand_on(self._ground())
+        self._loop.report(self._skips.problems + self._barrier.problems)
         wake = self._loop.step(now)
         if not gc.isenabled() and (self._loop.is_settled or now >= self._deadline):
             gc.freeze()  # what is there now is there to stay: it need not be looked at again
@@ -237,19 +254,27 @@ class Agent:
             self._has_served = False  # not by an agent that could start
             raise
 
-    def _do(self, request: Request) -> None:
-        """Carry out what root asks for. Errors: ModelError, SourceError."""
+    def _do(self, request: Request) -> Reply:
+        """Carry out what root asks for. Errors: MinutemanError."""
         match request.call:
             case "believe":
                 self._loop.believe(request.source, time.monotonic())
+            case "skip":
+                self._skips.skip(request.path)
+            case "serve":
+                self._skips.serve(request.path)
+            case "skipped":
+                return Reply(True, cgroups=self._skips.found())
             case _:
-                raise ModelError("call", request.call, "this agent only knows believe")
+                raise ModelError("call", request.call, "this agent does not know it")
+        return Reply(True)
 
     def _leave_kernel(self) -> None:
         """Let programs and maps serve on; take them away if they never did."""
         self._dataplane.close()
         if not (self._is_successor or self._has_served):
             self._dataplane.remove()
+            self._barrier.lift()
 
     def _catch_signals(self) -> None:
         """Have SIGTERM and SIGINT stop the agent, and wake the selector."""

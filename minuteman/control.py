@@ -1,7 +1,9 @@
 """Root's socket of a running agent: one line of JSON each way.
 
-{"call": "believe", "source": "marathon"}      {"ok": true}
-                                               {"ok": false, "reason": "..."}
+{"call": "believe", "source": "marathon"}           {"ok": true}
+                                                    {"ok": false, "reason": "..."}
+{"call": "skip", "path": "mesh/sidecar"}            {"ok": true}
+{"call": "skipped"}                                 {"ok": true, "cgroups": [...]}
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import socket
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -26,29 +29,42 @@ CREDENTIALS = struct.Struct("3i")
 """struct ucred: pid, uid, gid."""
 
 
-class Request(msgspec.Struct, frozen=True):
+class Request(msgspec.Struct, frozen=True, omit_defaults=True):
     """What is asked for."""
 
     call: str
     source: str = ""
+    path: str = ""
+    """Of a cgroup."""
+
+
+class SkippedCgroup(msgspec.Struct, frozen=True):
+    """A cgroup that is left alone, with all below it."""
+
+    path: str
+    """Absolute."""
+    id: int | None
+    """The kernel's number; None: it does not exist now."""
+    wanted_by: Literal["settings", "root"]
 
 
 class Reply(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Whether it was done, or why not."""
+    """Whether it was done, or why not; and what was asked for, if anything was."""
 
     ok: bool
     reason: str = ""
+    cgroups: tuple[SkippedCgroup, ...] = ()
 
 
 class ControlSocket:
     """Listens, and answers without ever waiting for who asks.
 
     `selector` calls back through the data of its keys, with what is ready. `do` carries a request
-    out; its MinutemanError is the answer.
+    out and answers; a MinutemanError is an answer, too.
     """
 
     def __init__(
-        self, path: Path, selector: selectors.BaseSelector, do: Callable[[Request], None]
+        self, path: Path, selector: selectors.BaseSelector, do: Callable[[Request], Reply]
     ) -> None:
         """Replaces what is at `path`: nobody else may be listening there. Errors: OSError."""
         self._path = path
@@ -104,11 +120,21 @@ class ControlSocket:
             return
         else:
             reply = Reply(False, "a request is one line of JSON")
+        self._send(connection, msgspec.json.encode(reply) + b"\n")
+
+    def _send(self, connection: socket.socket, rest: bytes) -> None:
+        """Send what the buffer takes, now and whenever it takes more."""
         try:
-            connection.send(msgspec.json.encode(reply) + b"\n")  # an empty buffer takes it whole
+            rest = rest[connection.send(rest) :]
         except OSError as exc:
             log.debug("control connection lost error=%s", exc)
-        self._end(connection)
+            rest = b""
+        if rest:
+            self._selector.modify(
+                connection, selectors.EVENT_WRITE, lambda _: self._send(connection, rest)
+            )
+        else:
+            self._end(connection)
 
     def _answer(self, line: bytes) -> Reply:
         try:
@@ -116,11 +142,11 @@ class ControlSocket:
         except msgspec.MsgspecError as exc:
             return Reply(False, f"this is no request: {exc}")
         try:
-            self._do(request)
+            reply = self._do(request)
         except MinutemanError as exc:
             return Reply(False, str(exc))
-        log.info("control request done call=%s source=%s", request.call, request.source)
-        return Reply(True)
+        log.info("control request done %s", line.decode())
+        return reply
 
     def _end(self, connection: socket.socket) -> None:
         del self._received[connection]

@@ -52,16 +52,21 @@ class Guard:
         self._look_at_host()
         self.policy = self._guarded()
 
-    def start(self, bell: Callable[[], None]) -> None:
-        """Look again now and then; `bell` is rung, from a thread, when the policy has changed."""
-        threading.Thread(target=self._run, args=(bell,), name="guard", daemon=True).start()
+    def start(self, bell: Callable[[], None], also: Callable[[], bool]) -> None:
+        """Look again now and then, and do `also` each time, all from a thread.
+
+        `bell` is rung when the policy has changed, or `also` says that something has.
+        """
+        threading.Thread(target=self._run, args=(bell, also), name="guard", daemon=True).start()
 
     def close(self) -> None:
         """Have the thread end, after what it is at."""
         self._closing.set()
 
-    def _run(self, bell: Callable[[], None]) -> None:
+    def _run(self, bell: Callable[[], None], also: Callable[[], bool]) -> None:
         while not self._closing.is_set():
+            if also():
+                bell()
             self._look_at_host()
             self._resolve()
             policy = self._guarded()  # has this host's addresses in it

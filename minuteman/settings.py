@@ -45,6 +45,7 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Networks = Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_items)]
 Range = Annotated[AddressRange, NoDecode, BeforeValidator(_range)]
 AbsolutePath = Annotated[Path, AfterValidator(Path.absolute)]
+Paths = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_items)]
 
 DEFAULT_LIMITS = Limits()
 PRIVATE: tuple[Network, ...] = tuple(
@@ -68,6 +69,8 @@ class Settings(BaseSettings):
 
     cgroup: AbsolutePath | None = None
     """The processes in it and below are served. None: the root of the cgroup2 mount."""
+    cgroup_skip: Paths = ()
+    """The processes in these and below are left alone. Relative paths are below the mount."""
     bpffs: AbsolutePath | None = None
     """Where pins live, in a folder `minuteman`. None: where bpffs is mounted."""
     state_dir: AbsolutePath = Path("/var/lib/minuteman")
@@ -81,17 +84,22 @@ class Settings(BaseSettings):
     named_range: Range = AddressRange.parse("11.0.0.0-11.255.255.255")
     named_range6: Range = AddressRange.parse("fd01:c::-fd01:c::ffff:ffff:ffff:ffff")
     """Where named VIPs live, both ends included."""
+    unreachable_route: bool = True
+    """Whoever is not served is told at once that there is no way to a named VIP."""
 
     resync_seconds: Seconds = 300.0
     """Between two whole reads of a source without a reason."""
     audit_seconds: Seconds = 60.0
     """Between two comparisons of the maps with what was written."""
+    sweep_seconds: Seconds = 300.0
+    """Between two looks for sockets that are gone without the programs seeing it."""
     start_timeout_seconds: Seconds = 30.0
     """How long to wait for ZooKeeper when there is nothing to serve."""
 
     max_vips: int = Field(default=DEFAULT_LIMITS.vips, ge=1)
     max_slots: int = Field(default=DEFAULT_LIMITS.slots, ge=1)
     max_backends: int = Field(default=DEFAULT_LIMITS.backends, ge=2)
+    max_conns: int = Field(default=DEFAULT_LIMITS.conns, ge=1)
     """Capacity of the maps. Maps of another size must be removed first: `minuteman detach`."""
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = (
         "info"
@@ -133,7 +141,7 @@ class Settings(BaseSettings):
     @property
     def limits(self) -> Limits:
         """Capacity of the maps."""
-        return Limits(self.max_vips, self.max_slots, self.max_backends)
+        return Limits(self.max_vips, self.max_slots, self.max_backends, self.max_conns)
 
 
 def _first(error: ValidationError) -> str:

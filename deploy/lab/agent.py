@@ -142,9 +142,9 @@ class Agent:
         """All VIPs that the kernel has."""
         return self._read("/api/vips", schemas.VipList).vips
 
-    def vip(self, host_port: str) -> schemas.Vip:
+    def vip(self, host_port: str, protocol: schemas.Protocol = "tcp") -> schemas.Vip:
         """The VIP at `host:port`. Errors: LabError with what REST says."""
-        return self._read(f"/api/vips/tcp/{host_port}", schemas.Vip)
+        return self._read(f"/api/vips/{protocol}/{host_port}", schemas.Vip)
 
     def health(self) -> schemas.Health:
         """What REST says of its health, good or bad."""

@@ -39,8 +39,13 @@ def _programs(cluster: Cluster) -> None:
 
 
 def _backend(cluster: Cluster) -> None:
-    """A task has crashed, and ZooKeeper says that it runs."""
+    """A task has crashed, and ZooKeeper says that it runs: until it is ejected, requests fail."""
     cluster.scheduler.crash(min(cluster.scheduler.task_ids("/web")))
+
+
+def _udp(cluster: Cluster) -> None:
+    """Somebody else takes off the program that shows from where a datagram came."""
+    cluster.detach_program("recvmsg4")
 
 
 def _swap(cluster: Cluster) -> None:
@@ -48,10 +53,17 @@ def _swap(cluster: Cluster) -> None:
     cluster.agent.pause()
 
 
+def _ejection(cluster: Cluster) -> None:
+    """Somebody else takes off the program that sees what becomes of connections."""
+    cluster.detach_program("sock_ops")
+
+
 BREAKS: Mapping[str, Break] = {
     "label": Break(_label, facts.literal),
     "agent": Break(_agent, facts.rest),
     "programs": Break(_programs, facts.literal),
     "backend": Break(_backend, facts.named),
+    "udp": Break(_udp, facts.udp),
     "swap": Break(_swap, facts.added),
+    "ejection": Break(_ejection, facts.refusing),
 }

@@ -9,6 +9,7 @@ It lives in the namespaces and the cgroup of a sandbox, and ends with the proces
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -18,17 +19,27 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from api import schemas
 from lab.agent import BPFFS, MINUTEMAN, Agent, environment
+from lab.client import Target
+from lab.docker import Docker
 from lab.marathon import Marathon
 from lab.network import Network
 from lab.scheduler import Scheduler
 from lab.wait import LabError
 from lab.zookeeper import Server
-from minuteman.dataplane import bpf, cgroup, pins
+from minuteman.dataplane import bpf, cgroup, pins, sockets
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SETTINGS = EXAMPLES / "minuteman.toml"
 PINS = BPFFS / "minuteman"
+
+
+def target_of(vip: schemas.Vip) -> Target:
+    """Where its clients go: an address of the family of its backends."""
+    is_ipv6 = any(":" in backend.address for backend in vip.backends)
+    address = next(address for address in vip.addresses if (":" in address) == is_ipv6)
+    return Target(address, vip.port, vip.protocol)
 
 
 class Cluster:
@@ -39,12 +50,13 @@ class Cluster:
 
     def __init__(self, folder: Path, served: Path) -> None:
         self.served = served
+        self._folder = folder
         self.zookeeper = Server(folder / "zookeeper")
         self.network = Network()
         self.marathon = Marathon(self.zookeeper.address)
         self.scheduler = Scheduler(self.marathon, self.network)
         self.agent = Agent(self.zookeeper.url, served, folder / "agent", SETTINGS)
-        self._frontends: dict[str, tuple[str, int]] = {}
+        self._targets: dict[tuple[str, schemas.Protocol], Target] = {}
         self._ending = ExitStack()
 
     def __enter__(self) -> Self:
@@ -71,13 +83,17 @@ class Cluster:
     def _end_agent(self) -> None:
         self.agent.kill()
         pins.remove_all(PINS)
+        sockets.set_unreachable(())
 
-    def resolve(self, host_port: str) -> tuple[str, int]:
-        """Address and port of a VIP. Asked once: a VIP keeps its address. Errors: LabError."""
-        if host_port not in self._frontends:
-            vip = self.agent.vip(host_port)
-            self._frontends[host_port] = (vip.addresses[0], vip.port)
-        return self._frontends[host_port]
+    def resolve(self, host_port: str, protocol: schemas.Protocol = "tcp") -> Target:
+        """Where a VIP is. Asked once: a VIP keeps its address. Errors: LabError."""
+        if (host_port, protocol) not in self._targets:
+            self._targets[host_port, protocol] = target_of(self.agent.vip(host_port, protocol))
+        return self._targets[host_port, protocol]
+
+    def docker(self) -> Docker:
+        """A Docker on this host, to be entered."""
+        return Docker(self._folder, self.served.parent)
 
     # ---- what a person could do on this host --------------------------------------------------
     def minuteman(self, *words: str) -> str:
@@ -89,11 +105,14 @@ class Cluster:
             raise LabError(f"`minuteman {' '.join(words)}`: {command.stderr.strip()}")
         return command.stdout
 
-    def connect_outside(self, address: str, port: int) -> None:
-        """Send a SYN from here: from a process that is not served."""
+    def connect_outside(self, address: str, port: int) -> str:
+        """Begin to connect from here, from a process that is not served: what it is told at once.
+
+        That is the name of an errno, EINPROGRESS when a SYN was sent.
+        """
         with socket.socket() as client:
             client.setblocking(False)
-            client.connect_ex((address, port))
+            return errno.errorcode[client.connect_ex((address, port))]
 
     def detach(self) -> None:
         """Run `minuteman agent --detach-all`. Errors: LabError."""
@@ -103,8 +122,9 @@ class Cluster:
 
     # ---- what the kernel has ------------------------------------------------------------------
     def leftovers(self) -> list[str]:
-        """Pins of the agent's, and programs in effect on the served cgroup."""
+        """Pins and routes of the agent's, and programs in effect on the served cgroup."""
         left = [str(PINS)] if PINS.exists() else []
+        left += [f"a route for {network}" for network in sockets.unreachable_networks()]
         fd = cgroup.open_cgroup(self.served)
         try:
             for name, hook in pins.PROGRAMS.items():

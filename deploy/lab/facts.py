@@ -7,16 +7,33 @@ when the fact does not hold. Facts build upon the ones before: they change the c
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from statistics import median
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import takewhile
 
 import httpx
 
-from api import schemas
-from lab.client import Answer
+from lab import server
+from lab.client import ENDLESS, Answer, Target
 from lab.cluster import Cluster
-from lab.load import Load, ask
-from lab.marathon import encode_id
+from lab.docker import IMAGE, Docker
+from lab.load import Load, ask, program, read_answers
+from lab.measure import (
+    REQUESTS,
+    SETTLE_SECONDS,
+    await_ejection,
+    counted,
+    demand_answers,
+    demand_refusals,
+    load_on,
+    ms,
+    problems_of,
+    reach_every_backend,
+    vip_of,
+)
+from lab.network import BRIDGE_HOST
+from lab.sandbox import remove_cgroup
 from lab.wait import LabError, until
 
 Fact = Callable[[Cluster], str]
@@ -25,13 +42,40 @@ NAMED = "web.marathon.l4lb.thisdcos.directory:80"
 LITERAL = "1.2.3.4:5000"
 CONTAINER = "store.marathon.l4lb.thisdcos.directory:6379"
 BESIDE_TYPO = "typo.marathon.l4lb.thisdcos.directory:80"
+DATAGRAMS = "clock.marathon.l4lb.thisdcos.directory:123"
+IPV6 = "resolver.marathon.l4lb.thisdcos.directory:53"
+STICKY = "cart.marathon.l4lb.thisdcos.directory:80"
 PAGES = ("/v1/vips", "/api/vips", "/api/health", "/metrics", "/openapi.json", "/docs")
 
-REQUESTS = 90
-"""With 3 backends one of them is missed by chance once in 10**15 times."""
-SETTLE_SECONDS = 5.0
-"""How long a fact waits for what should be there at once."""
+UNCLAIMED = ("11.255.0.1", "fd01:c::1")
+"""For names, and no name here has them."""
+
+GUEST = "guest.marathon.l4lb.thisdcos.directory:80"
+GUEST_PORT = 8080
+GUEST_APP = {
+    "id": "/guest",
+    "networks": [{"mode": "container/bridge"}],
+    "container": {
+        "type": "DOCKER",
+        "docker": {"image": IMAGE},
+        "portMappings": [{"containerPort": GUEST_PORT, "labels": {"VIP_0": "/guest:80"}}],
+    },
+}
+CONTAINER_PYTHON = "/usr/bin/python3"
+
 REFUSE_SECONDS = 1.0
+"""A VIP without backends refuses this soon."""
+NOTICE_SECONDS = 1.0
+"""A task that is being killed gets no new connection after this."""
+EJECT_FAILURES = 5
+"""In a row. Source: ebpf/pick.h."""
+FIND_SECONDS = 2.0
+"""A backend that does not answer is found this soon, under load."""
+SLOW_SECONDS = 0.8
+"""A SYN that is lost is sent again after 1 s: a request that takes as long has met one."""
+STICKY_CLIENTS = 12
+"""With 3 backends all of them have the same by chance once in 100,000 times."""
+STICKY_REQUESTS = 10
 
 
 def served(cluster: Cluster) -> str:
@@ -62,6 +106,46 @@ def mapped(cluster: Cluster) -> str:
     return reach_every_backend(cluster, NAMED, "/web", mapped=True)
 
 
+def udp(cluster: Cluster) -> str:
+    """Datagrams reach every backend, and answers come from the VIP."""
+    loose = reach_every_backend(cluster, DATAGRAMS, "/clock", "udp")
+    connected = reach_every_backend(cluster, DATAGRAMS, "/clock", "udp-connected")
+    return f"{loose}; with connect() {connected}"
+
+
+def ipv6(cluster: Cluster) -> str:
+    """A VIP with IPv6 backends has an IPv6 address, for TCP and UDP."""
+    return "; ".join(
+        f"{how} {reach_every_backend(cluster, IPV6, '/resolver', how)}"
+        for how in ("tcp", "udp", "udp-connected")
+    )
+
+
+def affinity(cluster: Cluster) -> str:
+    """Where a label asks for it, each client stays at one backend."""
+    vip_of(cluster, STICKY, "/cart")
+    target = cluster.resolve(STICKY)
+    used: set[str] = set()
+    for number in range(STICKY_CLIENTS):
+        client = cluster.served / f"client{number}"
+        client.mkdir()
+        try:
+            answers = ask(client, target, count=STICKY_REQUESTS)
+        finally:
+            remove_cgroup(client)
+        demand_answers(answers, "/cart")
+        found = {answer.task_id for answer in answers}
+        if len(found) > 1:
+            raise LabError(f"{len(found)} backends answered one client")
+        used |= found
+    if len(used) == 1:
+        raise LabError(f"all of {STICKY_CLIENTS} clients were answered by one backend")
+    return (
+        f"{STICKY_REQUESTS} requests of each of {STICKY_CLIENTS} cgroups were answered by one, "
+        f"all of them by {len(used)} backends"
+    )
+
+
 def rest(cluster: Cluster) -> str:
     """REST, metrics and the command line answer."""
     for path in PAGES:
@@ -84,14 +168,42 @@ def rest(cluster: Cluster) -> str:
 
 def problems(cluster: Cluster) -> str:
     """A malformed label is shown with its reason and costs only itself."""
-    [reason] = until("problem of /typo", lambda: _problems_of(cluster, "/typo"), SETTLE_SECONDS)
+    [reason] = until("problem of /typo", lambda: problems_of(cluster, "/typo"), SETTLE_SECONDS)
     reach_every_backend(cluster, BESIDE_TYPO, "/typo")
     return f'"{reason}"; the label beside it is served'
 
 
+def unknown(cluster: Cluster) -> str:
+    """Addresses that are for VIPs alone refuse at once where no VIP is, and nothing is sent."""
+    escaped = cluster.network.packets_escaped()
+    by_kernel = cluster.agent.decisions("refused_unknown")
+    literal = cluster.resolve(LITERAL)
+    targets = [
+        replace(literal, port=literal.port + 1),
+        replace(literal, how="udp"),
+        *(Target(address, 80, "tcp") for address in UNCLAIMED),
+        *(Target(address, 80, "udp") for address in UNCLAIMED),
+        *(Target(address, 80, "udp-connected") for address in UNCLAIMED),
+    ]
+    answers = [answer for target in targets for answer in ask(cluster.served, target, count=10)]
+    demand_refusals(answers)
+    until(
+        "refusals that the kernel counts as its own",
+        lambda: cluster.agent.decisions("refused_unknown") >= by_kernel + len(answers),
+        SETTLE_SECONDS,
+    )
+    if left := cluster.network.packets_escaped() - escaped:
+        raise LabError(f"{left} packets left by the default route")
+    slowest = max(answer.seconds for answer in answers)
+    return (
+        f"{len(answers)} of {len(answers)} refused at {len(targets)} places, in {ms(slowest)} at "
+        "most; 0 packets left this host"
+    )
+
+
 def added(cluster: Cluster) -> str:
     """A task that is added gets requests."""
-    with _load(cluster, NAMED) as load:
+    with load_on(cluster, NAMED) as load:
         before = cluster.scheduler.task_ids("/web")
         written = cluster.scheduler.scale("/web", len(before) + 1)
         [new] = cluster.scheduler.task_ids("/web") - before
@@ -104,12 +216,79 @@ def added(cluster: Cluster) -> str:
     answers = load.answers()
     demand_answers(answers, "/web")
     first = next(answer.started for answer in answers if answer.task_id == new)
-    return f"the first {_ms(first - written)} after ZooKeeper knew; 0 of {len(answers)} failed"
+    return f"the first {ms(first - written)} after ZooKeeper knew; 0 of {len(answers)} failed"
+
+
+def refusing(cluster: Cluster) -> str:
+    """A task that has crashed, while ZooKeeper says that it runs, costs 5 connections at most."""
+    victim = min(cluster.scheduler.task_ids("/web"))
+    with load_on(cluster, NAMED) as load:
+        load.wait_for_more(REQUESTS)
+        cluster.scheduler.crash(victim)
+        await_ejection(cluster, NAMED, victim)
+        load.wait_for_more(REQUESTS)
+    answers = load.answers()
+    errors = Counter(answer.error for answer in answers if answer.error)
+    refused = errors.pop("ECONNREFUSED", 0)
+    # It may have crashed with a request in its hands, of the one client.
+    if refused > EJECT_FAILURES or errors.total() > 1:
+        raise LabError(f"{refused} of {len(answers)} requests were refused, {counted(errors)}")
+    cluster.scheduler.replace(victim)
+    reach_every_backend(cluster, NAMED, "/web")
+    return f"{refused} of {len(answers)} were refused, then it was ejected; its successor is served"
+
+
+def silent(cluster: Cluster) -> str:
+    """A task whose host drops connections to it is found within 2 s under load."""
+    victim = min(cluster.scheduler.task_ids("/web"))
+    with load_on(cluster, NAMED, clients=40, keep=3, pause_seconds=0.1) as load:
+        load.wait_for_more(REQUESTS)
+        with cluster.scheduler.muted(victim) as began:
+            await_ejection(cluster, NAMED, victim)
+            _wait_past(load, began + FIND_SECONDS)
+    answers = load.answers()
+    lost = [answer for answer in answers if answer.error or answer.seconds > SLOW_SECONDS]
+    last = max((answer.started for answer in lost), default=began) - began
+    if last > FIND_SECONDS:
+        raise LabError(f"a request that began {ms(last)} after that was lost or slow")
+    cluster.scheduler.replace(victim)
+    reach_every_backend(cluster, NAMED, "/web")
+    return (
+        f"{len(lost)} of {len(answers)} requests were lost or slow, the last of them began "
+        f"{ms(last)} after that; its successor is served"
+    )
+
+
+def drained(cluster: Cluster) -> str:
+    """A task that is being killed keeps its connections and gets no new one."""
+    victim = min(cluster.scheduler.task_ids("/web"))
+    with (
+        load_on(cluster, NAMED, clients=12, keep=ENDLESS, pause_seconds=0.05) as kept,
+        load_on(cluster, NAMED) as load,
+    ):
+        for each in (kept, load):
+            each.wait_for_more(REQUESTS)
+        written = cluster.scheduler.drain(victim)
+        for each in (kept, load):
+            _wait_past(each, written + NOTICE_SECONDS)
+    cluster.scheduler.kill(victim)
+    demand_answers(kept.answers(), "/web")
+    demand_answers(load.answers(), "/web")
+    last = max((a.started for a in load.answers() if a.task_id == victim), default=written)
+    if last > written + NOTICE_SECONDS:
+        raise LabError(f"a connection came to it {ms(last - written)} after ZooKeeper knew")
+    late = [a for a in kept.answers() if a.task_id == victim and a.started > last]
+    if not late:
+        raise LabError("no connection to it was kept")
+    return (
+        f"{len(late)} further requests on connections that it had; the last new one came "
+        f"{ms(last - written)} after ZooKeeper knew; 0 of {len(load.answers())} failed"
+    )
 
 
 def killed(cluster: Cluster) -> str:
     """A task that is killed costs no request."""
-    with _load(cluster, NAMED) as load:
+    with load_on(cluster, NAMED) as load:
         victim = min(cluster.scheduler.task_ids("/web"))
         load.wait_for(
             f"request to {victim}", lambda answers: answers[-1].task_id == victim, SETTLE_SECONDS
@@ -119,14 +298,14 @@ def killed(cluster: Cluster) -> str:
     answers = load.answers()
     demand_answers(answers, "/web")
     last = max(answer.started for answer in answers if answer.task_id == victim)
-    return f"its last {_ms(last - written)} after ZooKeeper knew; 0 of {len(answers)} failed"
+    return f"its last {ms(last - written)} after ZooKeeper knew; 0 of {len(answers)} failed"
 
 
 def zero(cluster: Cluster) -> str:
     """An app without tasks refuses within a second and sends nothing to the network."""
     escaped = cluster.network.packets_escaped()
     by_kernel = cluster.agent.decisions("refused_empty")
-    with _load(cluster, NAMED) as load:
+    with load_on(cluster, NAMED) as load:
         load.wait_for_more(REQUESTS)
         gone = cluster.scheduler.scale("/web", 0)
         load.wait_for("refusal", lambda answers: not answers[-1].task_id, SETTLE_SECONDS)
@@ -143,18 +322,18 @@ def zero(cluster: Cluster) -> str:
     refused = answers[last + 1 :]
     delay_seconds = max(0.0, answers[last].ended - gone)
     if not refused or delay_seconds > REFUSE_SECONDS:
-        raise LabError(f"still {answers[last].error or 'an answer'} after {_ms(delay_seconds)}")
+        raise LabError(f"still {answers[last].error or 'an answer'} after {ms(delay_seconds)}")
     if left := cluster.network.packets_escaped() - escaped:
         raise LabError(f"{left} packets left by the default route")
     return (
-        f"{len(refused)} of {len(refused)} refused, all from {_ms(delay_seconds)} after ZooKeeper "
+        f"{len(refused)} of {len(refused)} refused, all from {ms(delay_seconds)} after ZooKeeper "
         "knew; 0 packets left this host"
     )
 
 
 def back(cluster: Cluster) -> str:
     """Scaled up again it answers."""
-    with _load(cluster, NAMED) as load:
+    with load_on(cluster, NAMED) as load:
         written = cluster.scheduler.scale("/web", 3)
         load.wait_for("answer", lambda answers: not answers[-1].error, SETTLE_SECONDS)
         load.wait_for_more(REQUESTS)
@@ -162,12 +341,33 @@ def back(cluster: Cluster) -> str:
     first = next(i for i, answer in enumerate(answers) if not answer.error)
     demand_answers(answers[first:], "/web")
     reach_every_backend(cluster, NAMED, "/web")
-    return f"the first answer {_ms(answers[first].started - written)} after ZooKeeper knew"
+    return f"the first answer {ms(answers[first].started - written)} after ZooKeeper knew"
+
+
+def docker(cluster: Cluster) -> str:
+    """A client in a container is served, also by a container that publishes its port here."""
+    vips = {LITERAL: "/shop/api", NAMED: "/web", GUEST: "/guest"}
+    with (
+        cluster.docker() as running,
+        _guest(cluster, running),
+        running.run("sleep", "infinity", cgroup=cluster.served) as client,
+    ):
+        for host_port, app_id in vips.items():
+            target = cluster.resolve(host_port)
+            said = client.exec(*program(CONTAINER_PYTHON, target, f"--count={REQUESTS}"))
+            demand_answers(read_answers(said), app_id, target)
+        guest = cluster.resolve(GUEST)
+        demand_answers(ask(cluster.served, guest, count=REQUESTS), "/guest", guest)
+        where = client.address
+    return (
+        f"{len(vips)} x {REQUESTS} requests from {where} were answered, and {REQUESTS} of this "
+        f"host's own to {guest}"
+    )
 
 
 def restart(cluster: Cluster) -> str:
     """The agent is killed and started again, and no request is lost."""
-    with _load(cluster, NAMED) as load:
+    with load_on(cluster, NAMED) as load:
         load.wait_for_more(REQUESTS)
         cluster.agent.kill()
         load.wait_for_more(REQUESTS)
@@ -180,16 +380,20 @@ def restart(cluster: Cluster) -> str:
 
 
 def outside(cluster: Cluster) -> str:
-    """A process outside of the cgroup is left alone."""
-    vip = vip_of(cluster, NAMED, "/web")
+    """Outside of the cgroup no way leads to a named VIP; other addresses are left alone."""
+    vip, literal = vip_of(cluster, NAMED, "/web"), cluster.resolve(LITERAL)
     before = cluster.network.packets_escaped()
-    cluster.connect_outside(vip.addresses[0], vip.port)
+    told = cluster.connect_outside(vip.addresses[0], vip.port)
+    left = cluster.network.packets_escaped() - before
+    if told != "EHOSTUNREACH" or left:
+        raise LabError(f"{told} at once, and {left} packets left by the default route")
+    cluster.connect_outside(literal.address, literal.port)
     until(
-        f"packet to {vip.addresses[0]} at the dead end",
+        f"packet to {literal.address} at the dead end",
         lambda: cluster.network.packets_escaped() > before,
         SETTLE_SECONDS,
     )
-    return "its first packet was counted where nothing was before"
+    return f"{told} at once, no packet left this host; to {literal.address} one did"
 
 
 def detached(cluster: Cluster) -> str:
@@ -197,11 +401,47 @@ def detached(cluster: Cluster) -> str:
     vip = vip_of(cluster, NAMED, "/web")
     if code := cluster.agent.stop():
         raise LabError(f"on SIGTERM it ended with {code}: {cluster.agent.last_words()}")
-    demand_answers(ask(cluster.served, vip.addresses[0], vip.port, count=REQUESTS), "/web")
+    target = Target(vip.addresses[0], vip.port)
+    demand_answers(ask(cluster.served, target, count=REQUESTS), "/web", target)
     cluster.detach()
     if left := cluster.leftovers():
         raise LabError(f"left behind: {', '.join(left)}")
-    return f"{REQUESTS} requests served; then no program and no pin is left"
+    return f"{REQUESTS} requests served; then no program, no pin and no route is left"
+
+
+# ---- parts of facts ------------------------------------------------------------------------------
+def _wait_past(load: Load, moment: float) -> None:
+    """Return when each client's next request after `moment`, by time.monotonic(), is over.
+
+    So none of them is left waiting in a request that is not among the answers.
+    """
+
+    def is_past(answers: Sequence[Answer]) -> bool:
+        late = takewhile(lambda answer: answer.ended > moment, reversed(answers))
+        return len({answer.client for answer in late if answer.started > moment}) == load.clients
+
+    load.wait_for("request of each client after what was to happen", is_past, SETTLE_SECONDS)
+    load.wait_for_more(REQUESTS)
+
+
+@contextmanager
+def _guest(cluster: Cluster, running: Docker) -> Iterator[None]:
+    """An app whose only task is a container on this very host, behind a published port."""
+    listening = f"{GUEST_PORT}/tcp"
+    command = (CONTAINER_PYTHON, server.__file__, "guest.1", "0.0.0.0", listening)  # noqa: S104
+    with running.run(*command, cgroup=cluster.served, publish=[listening]) as container:
+        until("guest that listens", lambda: server.READY in container.logs(), SETTLE_SECONDS)
+        cluster.marathon.publish(GUEST_APP)
+        instance_id = cluster.marathon.launch(
+            "/guest",
+            str(BRIDGE_HOST),
+            host_ports=[container.ports[listening]],
+            ips=[str(container.address)],
+        )
+        until("guest behind its VIP", lambda: cluster.agent.vip(GUEST).backends, SETTLE_SECONDS)
+        yield
+        cluster.marathon.remove(instance_id)
+        cluster.marathon.delete("/guest")
 
 
 FACTS: Sequence[Fact] = (
@@ -210,82 +450,21 @@ FACTS: Sequence[Fact] = (
     named,
     container,
     mapped,
+    udp,
+    ipv6,
+    affinity,
     rest,
     problems,
+    unknown,
     added,
+    refusing,
+    silent,
+    drained,
     killed,
     zero,
     back,
+    docker,
     restart,
     outside,
     detached,
 )
-
-
-# ---- how they are measured -----------------------------------------------------------------------
-def vip_of(cluster: Cluster, host_port: str, app_id: str) -> schemas.Vip:
-    """The VIP, as soon as the kernel has exactly the app's tasks behind it."""
-    expected = cluster.scheduler.task_ids(app_id)
-
-    def complete() -> schemas.Vip:
-        vip = cluster.agent.vip(host_port)
-        up = {backend.task_id for backend in vip.backends if backend.tier == "up"}
-        if up != expected:
-            raise LabError(f"{len(up)} backends are up, wanted are the {len(expected)} tasks")
-        return vip
-
-    try:
-        return until(f"VIP {host_port} with its backends", complete, SETTLE_SECONDS)
-    except LabError as error:
-        raise LabError("; ".join([str(error), *_problems_of(cluster, app_id)])) from error
-
-
-def reach_every_backend(
-    cluster: Cluster, host_port: str, app_id: str, *, mapped: bool = False
-) -> str:
-    """Send requests to a VIP: how many each backend got. Errors: LabError when one got none."""
-    vip_of(cluster, host_port, app_id)
-    address, port = cluster.resolve(host_port)
-    answers = ask(cluster.served, address, port, count=REQUESTS, mapped=mapped)
-    demand_answers(answers, app_id)
-    shares = Counter(answer.task_id for answer in answers)
-    if missed := cluster.scheduler.task_ids(app_id) - shares.keys():
-        raise LabError(f"no request reached {', '.join(sorted(missed))}")
-    if peers := {answer.peer for answer in answers} - {f"{address}:{port}"}:
-        raise LabError(f"getpeername() says {', '.join(sorted(peers))}")
-    shown = " + ".join(str(share) for share in sorted(shares.values(), reverse=True))
-    typical_ms = median(answer.ended - answer.started for answer in answers) * 1000
-    return f"{shown} requests to {address}:{port}, {typical_ms:.1f} ms each"
-
-
-def demand_answers(answers: Sequence[Answer], app_id: str) -> None:
-    """Each request was answered, by a task of the app. Errors: LabError."""
-    errors = Counter(answer.error for answer in answers if answer.error)
-    if errors:
-        shown = ", ".join(f"{times} {name}" for name, times in errors.most_common())
-        raise LabError(f"{errors.total()} of {len(answers)} requests failed: {shown}")
-    own = encode_id(app_id) + "."
-    if others := {answer.task_id for answer in answers if not answer.task_id.startswith(own)}:
-        raise LabError(f"somebody else answered: {', '.join(sorted(others))}")
-
-
-def _problems_of(cluster: Cluster, app_id: str) -> list[str]:
-    """Reasons of the problems that the agent shows for an app."""
-    folder = cluster.marathon.app_path(app_id)
-    try:
-        return [
-            f"{p.field} {p.subject}: {p.reason}"
-            for p in cluster.agent.problems()
-            if p.where.startswith(folder)
-        ]
-    except LabError:
-        return []
-
-
-def _load(cluster: Cluster, host_port: str) -> Load:
-    return Load(cluster.served, *cluster.resolve(host_port))
-
-
-def _ms(seconds: float) -> str:
-    """In milliseconds; what happened before the call returned is at once."""
-    return f"{max(0.0, seconds) * 1000:.0f} ms"

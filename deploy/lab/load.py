@@ -11,40 +11,54 @@ from pathlib import Path
 from typing import Self
 
 from lab import cgroup, client
-from lab.client import Answer
+from lab.client import Answer, Target
 from lab.wait import LabError
 
 
-def ask(
-    served: Path, address: str, port: int, *, count: int = 1, mapped: bool = False
-) -> list[Answer]:
+def ask(served: Path, target: Target, *, count: int = 1) -> list[Answer]:
     """Send `count` requests from a process in the cgroup `served`."""
-    options = [f"--count={count}", *(["--mapped"] if mapped else [])]
-    run = subprocess.run(
-        _command(served, address, port, *options), stdout=subprocess.PIPE, check=True, text=True
+    command = _command(served, target, f"--count={count}")
+    return read_answers(
+        subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
     )
-    return [Answer.parse(line) for line in run.stdout.splitlines()]
+
+
+def program(python: str, target: Target, *options: str) -> list[str]:
+    """The command that makes requests."""
+    # Isolated, without site-packages: it starts in no time.
+    return [python, "-I", "-S", client.__file__, *target.words(), *options]
+
+
+def read_answers(output: str) -> list[Answer]:
+    """What it printed."""
+    return [Answer.parse(line) for line in output.splitlines()]
 
 
 class Load:
     """Requests from a process in the cgroup `served`, without end.
 
-    with Load(served, "1.2.3.4", 5000) as load:
+    with Load(served, Target("1.2.3.4", 5000)) as load:
         load.wait_for("answer of a new task", lambda answers: ..., seconds=5)
     answers = load.answers()
+
+    Each of `clients` makes `keep` requests with one socket, then takes a new one; of their answers
+    the last `remembered` ones are there to be read.
     """
 
     def __init__(
         self,
         served: Path,
-        address: str,
-        port: int,
+        target: Target,
         *,
+        clients: int = 1,
+        keep: int = 1,
         pause_seconds: float = 0.0,
-        keep: int | None = None,
+        remembered: int | None = None,
     ) -> None:
-        self._command = _command(served, address, port, f"--pause-seconds={pause_seconds}")
-        self._answers: deque[Answer] = deque(maxlen=keep)
+        self.clients = clients
+        options = (f"--clients={clients}", f"--keep={keep}", f"--pause-seconds={pause_seconds}")
+        self._command = _command(served, target, *options)
+        self._answers: deque[Answer] = deque(maxlen=remembered)
         self._news = threading.Condition()
         self._process: subprocess.Popen[str] | None = None
         self._reader = threading.Thread(target=self._read, name="load", daemon=True)
@@ -71,7 +85,7 @@ class Load:
             self._process.wait()
 
     def answers(self) -> list[Answer]:
-        """All so far in their order, or the last `keep` of them."""
+        """All so far in the order of their ends, or the last `remembered` of them."""
         with self._news:
             return list(self._answers)
 
@@ -104,7 +118,6 @@ class Load:
                         self._news.notify_all()
 
 
-def _command(served: Path, address: str, port: int, *options: str) -> list[str]:
-    # Isolated, without site-packages: it starts in no time.
-    program = [sys.executable, "-I", "-S", client.__file__, address, str(port), *options]
-    return cgroup.join_command(served, "setpriv", "--pdeathsig", "KILL", *program)
+def _command(served: Path, target: Target, *options: str) -> list[str]:
+    words = program(sys.executable, target, *options)
+    return cgroup.join_command(served, "setpriv", "--pdeathsig", "KILL", *words)

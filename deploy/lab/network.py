@@ -1,10 +1,11 @@
 """The network of the sample cluster: hosts and containers as network namespaces.
 
     this namespace    the host under test: ZooKeeper (on loopback), the agent, clients
-    ├─ cluster        a bridge, 10.77.0.1/24 and 9.0.0.1/16
+    ├─ cluster        a bridge, 10.77.0.1/24, 9.0.0.1/16 and fd01:b::1/64
     │  ├─ host1       10.77.0.11, a host of Mesos: tasks on the host and on a bridge network
     │  ├─ host2       10.77.0.12
-    │  └─ 9.0.1.2     one for each container that has an address of its own
+    │  ├─ 9.0.1.2     one for each container that has an address of its own
+    │  └─ fd01-b--2   the same of IPv6, here fd01:b::2
     └─ deadend        the default route: what nobody translated is counted there and goes nowhere
 
 Nothing leaves: the far end of `deadend` lies in a namespace without a route. What is built here
@@ -14,15 +15,19 @@ lives in the network namespace of the caller, which must have no way out of its 
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
 BRIDGE = "cluster"
 BRIDGE_HOST = IPv4Address("10.77.0.1")
 HOST_PREFIX = 24
-CONTAINER_NETWORK = IPv4Network("9.0.0.0/16")
-BRIDGE_CONTAINER = CONTAINER_NETWORK[1]
+CONTAINER_NETWORKS: Mapping[str, IPv4Network | IPv6Network] = {
+    "overlay": IPv4Network("9.0.0.0/16"),
+    "overlay6": IPv6Network("fd01:b::/64"),
+}
+"""By the names that apps know. The first address of each is the bridge's."""
 DEADEND = "deadend"
 HOSTS = {"host1": IPv4Address("10.77.0.11"), "host2": IPv4Address("10.77.0.12")}
 
@@ -32,7 +37,7 @@ class Namespace:
     """A network namespace with one address."""
 
     name: str
-    address: IPv4Address
+    address: IPv4Address | IPv6Address
 
     def command(self, *words: str) -> list[str]:
         """`words` as a command that runs in there."""
@@ -54,21 +59,26 @@ class Network:
         self._build_deadend()
         self._add_link(f"{BRIDGE} type bridge")
         _batch(
-            f"address add {BRIDGE_HOST}/{HOST_PREFIX} dev {BRIDGE}",
-            f"address add {BRIDGE_CONTAINER}/{CONTAINER_NETWORK.prefixlen} dev {BRIDGE}",
+            _add_address(BRIDGE, BRIDGE_HOST, HOST_PREFIX),
+            *(
+                _add_address(BRIDGE, network[1], network.prefixlen)
+                for network in CONTAINER_NETWORKS.values()
+            ),
+            f"link set {BRIDGE} up",
+            f"route add default dev {DEADEND} src {BRIDGE_HOST}",
         )
-        _silence_ipv6(BRIDGE)
-        _batch(f"link set {BRIDGE} up", f"route add default dev {DEADEND} src {BRIDGE_HOST}")
         self.hosts = tuple(
             self._plug_in(Namespace(name, address), HOST_PREFIX, BRIDGE_HOST)
             for name, address in HOSTS.items()
         )
 
-    def add_container(self, address: IPv4Address) -> Namespace:
-        """A namespace for one container."""
-        return self._plug_in(
-            Namespace(str(address), address), CONTAINER_NETWORK.prefixlen, BRIDGE_CONTAINER
-        )
+    def add_container(self, network_name: str, offset: int) -> Namespace:
+        """A namespace for one container: it has that address of the network."""
+        network = CONTAINER_NETWORKS[network_name]
+        address = network[offset]
+        # An interface's name has at most 15 characters, and no colon among them.
+        namespace = Namespace(str(address).replace(":", "-"), address)
+        return self._plug_in(namespace, network.prefixlen, network[1])
 
     def remove(self, namespace: Namespace) -> None:
         """Take a container's namespace away, with its interface."""
@@ -104,9 +114,10 @@ class Network:
         _batch(f"link set {DEADEND} arp off up")
         _batch("link set end up", namespace=DEADEND)
 
-    def _plug_in(self, namespace: Namespace, prefix: int, gateway: IPv4Address) -> Namespace:
+    def _plug_in(
+        self, namespace: Namespace, prefix: int, gateway: IPv4Address | IPv6Address
+    ) -> Namespace:
         """Connect a new namespace to the bridge."""
-        # An interface's name has at most 15 characters: an address just fits.
         port = namespace.name
         self._add_namespace(namespace.name)
         self._add_link(f"{port} type veth peer name eth0 netns {namespace.name}")
@@ -114,7 +125,7 @@ class Network:
         _batch(f"link set {port} master {BRIDGE} up")
         _batch(
             "link set lo up",
-            f"address add {namespace.address}/{prefix} dev eth0",
+            _add_address("eth0", namespace.address, prefix),
             "link set eth0 up",
             f"route add default via {gateway}",
             namespace=namespace.name,
@@ -136,6 +147,12 @@ def _silence_ipv6(interface: str) -> None:
     switch = Path(f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6")
     if switch.exists():
         switch.write_text("1", encoding="ascii")
+
+
+def _add_address(interface: str, address: IPv4Address | IPv6Address, prefix: int) -> str:
+    """A line of ip(8). Without `nodad` an IPv6 address is not in use for its first second."""
+    option = " nodad" if address.version == 6 else ""
+    return f"address add {address}/{prefix} dev {interface}{option}"
 
 
 def _batch(*lines: str, namespace: str = "") -> None:

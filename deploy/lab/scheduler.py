@@ -12,13 +12,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 
 from lab import server
-from lab.marathon import App, Marathon
-from lab.network import CONTAINER_NETWORK, Namespace, Network
+from lab.marathon import App, Marathon, PortDefinition, PortMapping
+from lab.network import Namespace, Network
 from lab.wait import LabError
 
 FIRST_HOST_PORT = 31_000
@@ -34,6 +35,8 @@ class RunningTask:
     app_id: str
     instance_id: str
     namespace: Namespace
+    ports: Sequence[str]
+    """`31000/tcp`, at the address of the namespace."""
     process: subprocess.Popen[str]
 
 
@@ -93,11 +96,46 @@ class Scheduler:
         self._marathon.scale(task.app_id, len(self._of(task.app_id)) - 1)
         return self._end([task])
 
+    def drain(self, task_id: str) -> float:
+        """Say that a task is being killed, and do with one less; it is not told, and serves on.
+
+        Returns when ZooKeeper acknowledged it, by time.monotonic(). `kill` ends it.
+        """
+        task = self._tasks[task_id]
+        self._marathon.scale(task.app_id, len(self._of(task.app_id)) - 1)
+        self._marathon.kill(task.instance_id)
+        return time.monotonic()
+
     def crash(self, task_id: str) -> None:
         """End a task's process. Nobody tells ZooKeeper."""
         task = self._tasks[task_id]
         task.process.kill()
         task.process.wait()
+
+    def replace(self, task_id: str) -> None:
+        """End a task and start another in its place."""
+        task = self._tasks[task_id]
+        self._end([task])
+        self._start(task.app_id, 1)
+
+    @contextmanager
+    def muted(self, task_id: str) -> Iterator[float]:
+        """Have the host of a task drop what begins a connection to it, until the block ends.
+
+        Gives when that began, by time.monotonic(). Nobody tells ZooKeeper.
+        """
+        task = self._tasks[task_id]
+        rules = [
+            ["INPUT", "--protocol", "tcp", "--syn", "--dport", port.partition("/")[0], "-j", "DROP"]
+            for port in task.ports
+        ]
+        for rule in rules:
+            subprocess.run(task.namespace.command("iptables", "--append", *rule), check=True)
+        try:
+            yield time.monotonic()
+        finally:
+            for rule in rules:
+                subprocess.run(task.namespace.command("iptables", "--delete", *rule), check=True)
 
     def close(self) -> None:
         """End all processes. Nothing is written."""
@@ -127,20 +165,23 @@ class Scheduler:
     def _launch(self, app: App) -> RunningTask:
         turn = next(self._turns) % len(self._network.hosts)
         host = self._network.hosts[turn]
-        host_ports, own_ports = self._ports(app)
-        namespace = self._container(turn) if own_ports else host
+        namespace, numbers = self._place(app, turn)
         instance_id = self._marathon.launch(
             app.id,
             str(host.address),
-            host_ports=host_ports,
+            host_ports=numbers if namespace is host else (),
             ips=[str(namespace.address)],
             condition="Staging",
         )
         task_id = self._marathon.instances[instance_id].task_id
-        words = [str(port) for port in host_ports or own_ports]
+        ports = [
+            f"{number}/{transport}"
+            for number, port in zip(numbers, _ports(app), strict=True)
+            for transport in port.protocol.split(",")
+        ]
         command = namespace.command(
             *("setpriv", "--pdeathsig", "KILL"),
-            *(sys.executable, "-I", "-S", server.__file__, task_id, str(namespace.address), *words),
+            *(sys.executable, "-I", "-S", server.__file__, task_id, str(namespace.address), *ports),
         )
         process = subprocess.Popen(
             command,
@@ -149,21 +190,18 @@ class Scheduler:
             text=True,
             start_new_session=True,  # a Ctrl-C is for whoever started it
         )
-        return RunningTask(task_id, app.id, instance_id, namespace, process)
+        return RunningTask(task_id, app.id, instance_id, namespace, ports, process)
 
-    def _ports(self, app: App) -> tuple[list[int], list[int]]:
-        """Ports of a new task: those of the host that it is given, those of its own address."""
-        if app.container is None or not app.container.port_mappings:
-            return [next(self._host_ports) for _ in app.port_definitions], []
-        mappings = app.container.port_mappings
-        if any(network.mode == "container/bridge" for network in app.networks):
-            return [next(self._host_ports) for _ in mappings], []
-        return [], [mapping.container_port for mapping in mappings]
-
-    def _container(self, turn: int) -> Namespace:
-        """A namespace with an address from the host's part of the container network."""
-        offset = (turn + 1) * 256 + next(self._containers)
-        return self._network.add_container(CONTAINER_NETWORK[offset])
+    def _place(self, app: App, turn: int) -> tuple[Namespace, list[int]]:
+        """Where the next task of an app listens, and at which ports."""
+        for network in app.networks:
+            if network.mode == "container":
+                # Each host has a part of the network.
+                offset = (turn + 1) * 256 + next(self._containers)
+                mappings = app.container.port_mappings if app.container else ()
+                numbers = [mapping.container_port for mapping in mappings]
+                return self._network.add_container(network.name, offset), numbers
+        return self._network.hosts[turn], [next(self._host_ports) for _ in _ports(app)]
 
     # ---- ending -----------------------------------------------------------------------------
     def _end(self, tasks: Iterable[RunningTask]) -> float:
@@ -180,6 +218,12 @@ class Scheduler:
             if task.namespace not in self._network.hosts:
                 self._network.remove(task.namespace)
         return known
+
+
+def _ports(app: App) -> Sequence[PortDefinition | PortMapping]:
+    """What each task of the app listens to."""
+    mappings = app.container.port_mappings if app.container else ()
+    return mappings or app.port_definitions
 
 
 def _wait_ready(task: RunningTask) -> None:

@@ -1,9 +1,10 @@
-"""A task of the sample cluster: an HTTP server that answers every request with its own id.
+"""A task of the sample cluster: a server that answers every request with its own id.
 
-    python server.py TASK_ID ADDRESS PORT...
+    python server.py TASK_ID ADDRESS PORT...        such as  web.1 10.77.0.11 31000/tcp 31001/udp
 
-It says `ready` when it listens. On SIGTERM it serves on for a second and then ends, as a task does
-that means well by its clients: until all of them know, some connect to it still.
+Over TCP a request is one of HTTP, over UDP it is any datagram. It says `ready` when it listens. On
+SIGTERM it serves on for a second and then ends, as a task does that means well by its clients:
+until all of them know, some connect to it still.
 """
 
 from __future__ import annotations
@@ -54,13 +55,23 @@ def _response(body: bytes, *, last: bool) -> bytes:
     )
 
 
-def serve(task_id: str, address: str, ports: Iterable[int]) -> None:
+def listen(address: str, port: str) -> socket.socket:
+    """A socket for what comes to `address` at `port`, which is `NUMBER/tcp` or `NUMBER/udp`."""
+    number, _, transport = port.partition("/")
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    if transport == "tcp":
+        return socket.create_server((address, int(number)), family=family, backlog=BACKLOG)
+    listener = socket.socket(family, socket.SOCK_DGRAM)
+    listener.bind((address, int(number)))
+    return listener
+
+
+def serve(task_id: str, address: str, ports: Iterable[str]) -> None:
     """Answer until a signal ends the process."""
     body = f"{task_id}\n".encode()
     selector = selectors.DefaultSelector()
     for port in ports:
-        listener = socket.create_server((address, port), backlog=BACKLOG)
-        selector.register(listener, selectors.EVENT_READ)
+        selector.register(listen(address, port), selectors.EVENT_READ)
     print(READY, end="", flush=True)
     while True:
         for key, _ in selector.select():
@@ -68,6 +79,9 @@ def serve(task_id: str, address: str, ports: Iterable[int]) -> None:
                 if not key.data.answer(body):
                     selector.unregister(key.fileobj)
                     key.data.socket.close()
+            elif isinstance(key.fileobj, socket.socket) and key.fileobj.type == socket.SOCK_DGRAM:
+                _, sender = key.fileobj.recvfrom(65536)
+                key.fileobj.sendto(body, sender)
             elif isinstance(key.fileobj, socket.socket):
                 client, _ = key.fileobj.accept()
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -82,4 +96,4 @@ def drain_on_sigterm() -> None:
 
 if __name__ == "__main__":
     drain_on_sigterm()
-    serve(sys.argv[1], sys.argv[2], [int(port) for port in sys.argv[3:]])
+    serve(sys.argv[1], sys.argv[2], sys.argv[3:])

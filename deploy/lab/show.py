@@ -18,20 +18,21 @@ from rich.text import Text
 
 from api import schemas
 from lab import orders
-from lab.cluster import Cluster
+from lab.cluster import Cluster, target_of
 from lab.load import Load
 from lab.wait import LabError
+from minuteman.cli.vips import host_port
 from minuteman.model import VIP_DOMAIN
 
 PAUSE_SECONDS = 0.1
 """Between two requests to one VIP."""
-KEEP = 100
+REMEMBERED = 100
 """Answers of a VIP that its shares are counted from."""
 REFRESH_PER_SECOND = 4
 SHARES_EVERY = 20
 """Without a terminal, who answered is told less often."""
 BAR_WIDTH = 15
-STYLES = {"up": "green", "maybe": "yellow", "draining": "magenta"}
+STYLES = {"up": "green", "maybe": "yellow", "draining": "magenta", "ejected": "red"}
 
 PLAY = """\
 From another terminal:
@@ -47,19 +48,19 @@ class Display:
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
-        self._loads: dict[str, Load] = {}
+        self._loads: dict[tuple[str, str], Load] = {}
+        """By VIP and protocol."""
         self._ending = ExitStack()
 
     def __enter__(self) -> Self:
         for vip in self._cluster.agent.vips():
             load = Load(
                 self._cluster.served,
-                vip.addresses[0],
-                vip.port,
+                target_of(vip),
                 pause_seconds=PAUSE_SECONDS,
-                keep=KEEP,
+                remembered=REMEMBERED,
             )
-            self._loads[vip.vip] = self._ending.enter_context(load)
+            self._loads[vip.vip, vip.protocol] = self._ending.enter_context(load)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -109,18 +110,19 @@ class Display:
         return table
 
     def _rows(self, vip: schemas.Vip) -> Iterator[tuple[RenderableType, ...]]:
-        load = self._loads.get(vip.vip)
+        load = self._loads.get((vip.vip, vip.protocol))
         answers = load.answers() if load else []
         shares = Counter(answer.task_id for answer in answers)
-        heads = (Text(vip.vip.replace(f".{VIP_DOMAIN}", ""), "bold"), ", ".join(vip.addresses))
+        name = f"{vip.protocol} {vip.vip.replace(f'.{VIP_DOMAIN}', '')}"
+        heads = (Text(name, "bold"), ", ".join(vip.addresses))
         if not vip.backends:
             yield *heads, "", "", Text("refuses", "red"), Text(answers[-1].error if answers else "")
         for position, backend in enumerate(vip.backends):
             yield (
                 *(heads if position == 0 else ("", "")),
-                f"{backend.address}:{backend.port}",
+                host_port(backend.address, backend.port),
                 short_id(backend.task_id),
-                Text(backend.tier, STYLES[backend.tier]),
+                Text(state(backend), STYLES[state(backend)]),
                 _bar(shares[backend.task_id], len(answers)),
             )
 
@@ -130,19 +132,21 @@ class Display:
         lines = [self.health(), *self.problems()]
         for vip in self.vips():
             backends = ", ".join(
-                f"{short_id(backend.task_id)} {backend.address}:{backend.port} {backend.tier}"
+                f"{short_id(backend.task_id)} {host_port(backend.address, backend.port)} "
+                f"{state(backend)}"
                 for backend in vip.backends
             )
-            lines.append(f"{vip.vip} {' '.join(vip.addresses)}: {backends or 'refuses'}")
+            addresses = " ".join(vip.addresses)
+            lines.append(f"{vip.protocol} {vip.vip} {addresses}: {backends or 'refuses'}")
         return lines
 
     def shares(self) -> list[str]:
         """A line for each VIP with how often each task answered of late."""
         lines = []
-        for vip, load in self._loads.items():
+        for (vip, protocol), load in self._loads.items():
             counted = Counter(short_id(answer.task_id) or answer.error for answer in load.answers())
             shown = ", ".join(f"{who} {times}" for who, times in sorted(counted.items()))
-            lines.append(f"{vip} was answered by: {shown}")
+            lines.append(f"{protocol} {vip} was answered by: {shown}")
         return lines
 
 
@@ -189,6 +193,11 @@ def _as_lines(display: Display) -> Iterator[None]:
     finally:
         ended.set()
         printer.join()
+
+
+def state(backend: schemas.Backend) -> str:
+    """Its tier, or `ejected`."""
+    return "ejected" if backend.ejected else backend.tier
 
 
 def short_id(task_id: str) -> str:

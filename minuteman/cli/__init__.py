@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from minuteman import __version__
-from minuteman.cli import agent, control, doctor, vips
+from minuteman.cli import agent, cgroup, control, doctor, vips
 from minuteman.errors import MinutemanError
 
 app = typer.Typer(
@@ -47,6 +47,7 @@ app.command(epilog="Example: minuteman vips --name web")(vips.vips)
 app.command(epilog="Example: minuteman vip web.marathon:80")(vips.vip)
 app.command(epilog="Example: minuteman problems")(vips.problems)
 app.command(epilog="Example: minuteman believe marathon")(control.believe)
+app.add_typer(cgroup.app, name="cgroup")
 app.command(epilog="Example: minuteman doctor --zookeeper zk://10.0.0.1:2181")(doctor.doctor)
 app.command(epilog="Example: minuteman detach")(agent.detach)
 

@@ -30,6 +30,15 @@ def agent(
         str | None, setting("NAME", "What Marathon registers as; in named VIPs.", "marathon")
     ] = None,
     cgroup: Cgroup = None,
+    cgroup_skip: Annotated[
+        str | None,
+        setting(
+            "PATHS",
+            "Leave the processes in these cgroups and below alone, with commas between; relative "
+            "paths are below the mount of cgroup v2.",
+            "none",
+        ),
+    ] = None,
     bpffs: Bpffs = None,
     state_dir: StateDir = None,
     api: Api = None,
@@ -48,11 +57,22 @@ def agent(
         str | None,
         setting("FIRST-LAST", "The same for IPv6.", "fd01:c::-fd01:c::ffff:ffff:ffff:ffff"),
     ] = None,
+    unreachable_route: Annotated[
+        bool | None,
+        setting(
+            "",
+            "Have a route tell who is not served that there is no way to named VIPs.",
+            "True",
+        ),
+    ] = None,
     resync_seconds: Annotated[
         float | None, setting("SECONDS", "Between two whole reads without a reason.", "300")
     ] = None,
     audit_seconds: Annotated[
         float | None, setting("SECONDS", "Between two checks of the kernel's maps.", "60")
+    ] = None,
+    sweep_seconds: Annotated[
+        float | None, setting("SECONDS", "Between two looks for sockets that are gone.", "300")
     ] = None,
     start_timeout_seconds: Annotated[
         float | None,
@@ -65,6 +85,9 @@ def agent(
         int | None, setting("NUMBER", "Capacity: shares of backends.", "524288")
     ] = None,
     max_backends: Annotated[int | None, setting("NUMBER", "Capacity: backends.", "131072")] = None,
+    max_conns: Annotated[
+        int | None, setting("NUMBER", "Capacity: connections that are counted.", "131072")
+    ] = None,
     log_level: Annotated[
         str | None, setting("LEVEL", "debug, info, warning or error.", "info")
     ] = None,

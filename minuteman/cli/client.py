@@ -93,17 +93,21 @@ def _failure(response: httpx.Response) -> MinutemanError:
             return SourceError(detail)
 
 
-def call_agent(state_dir: Path, request: Request) -> None:
+def call_agent(state_dir: Path, request: Request) -> Reply:
     """Ask the agent over its control socket to do something; it has when this returns.
 
-    Errors: SourceError, with the agent's reason when it does not do it.
+    Errors: SourceError, with the agent's reason when it does not do it; RequestError.
     """
     path = state_dir / "control.sock"
+    try:
+        line = msgspec.json.encode(request) + b"\n"
+    except UnicodeEncodeError as exc:
+        raise RequestError(f"this is no text: {exc.object!r}") from exc
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
             control.settimeout(TIMEOUT_SECONDS)
             control.connect(os.fspath(path))
-            control.sendall(msgspec.json.encode(request) + b"\n")
+            control.sendall(line)
             with control.makefile("rb") as lines:
                 answer = lines.readline()
     except OSError as exc:
@@ -113,3 +117,4 @@ def call_agent(state_dir: Path, request: Request) -> None:
     reply = decode(answer, Reply)
     if not reply.ok:
         raise SourceError(reply.reason)
+    return reply

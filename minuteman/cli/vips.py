@@ -76,8 +76,8 @@ def problems(api: Api = DEFAULT_API, as_json: AsJson = False) -> None:
 
 
 def _print_vips(found: schemas.VipList) -> None:
-    numbers = ("Up", "Maybe", "Draining", "Active", "OK", "Failed")
-    shown = table("VIP", "Protocol", "Addresses", *numbers, numbers=numbers)
+    numbers = ("Up", "Maybe", "Draining", "Ejected", "Active", "OK", "Failed")
+    shown = table("VIP", "Protocol", "Addresses", "Affinity", *numbers, numbers=numbers)
     for vip in found.vips:
         tiers = [backend.tier for backend in vip.backends]
         counters = [backend.counters for backend in vip.backends]
@@ -85,7 +85,9 @@ def _print_vips(found: schemas.VipList) -> None:
             vip.vip,
             vip.protocol,
             " ".join(vip.addresses),
+            affinity(vip),
             *(str(tiers.count(tier)) for tier in ("up", "maybe", "draining")),
+            str(sum(backend.ejected for backend in vip.backends)),
             str(sum(counted.active for counted in counters)),
             str(sum(counted.successes for counted in counters)),
             str(sum(counted.failures for counted in counters)),
@@ -98,13 +100,15 @@ def _print_vip(vip: schemas.Vip) -> None:
     out.print(f"{vip.protocol} {vip.vip}")
     out.print(f"addresses  {' '.join(vip.addresses) or 'none'}")
     out.print(f"framework  {vip.framework or 'unknown'}")
+    if vip.affinity_seconds:
+        out.print(f"affinity   {affinity(vip)}")
     numbers = ("Weight", "Active", "OK", "Failed", "p50", "p99")
     shown = table("Backend", "Tier", "Task", "State", "Health", "Agent", *numbers, numbers=numbers)
     for backend in vip.backends:
         counted = backend.counters
         shown.add_row(
             host_port(backend.address, backend.port),
-            backend.tier,
+            f"{backend.tier}, ejected" if backend.ejected else backend.tier,
             backend.task_id,
             backend.task_state or "unknown",
             HEALTH[backend.healthy],
@@ -117,6 +121,11 @@ def _print_vip(vip: schemas.Vip) -> None:
             connect_time(counted.connect_log2_us, 0.99),
         )
     out.print(shown if shown.row_count else "No backend: it refuses connections.")
+
+
+def affinity(vip: schemas.Vip) -> str:
+    """How long a client keeps its backend, `300s`; empty when it does not."""
+    return f"{vip.affinity_seconds}s" if vip.affinity_seconds else ""
 
 
 def host_port(address: str, port: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 from minuteman.dataplane.mounts import mount_of
@@ -46,3 +47,12 @@ def open_cgroup(path: Path) -> int:
 def cgroup_id(fd: int) -> int:
     """The kernel's number of an open cgroup: the inode of its folder."""
     return os.fstat(fd).st_ino
+
+
+def find_cgroup(path: Path) -> int | None:
+    """The kernel's number of the cgroup at `path`; None: there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino if stat.S_ISDIR(found.st_mode) else None

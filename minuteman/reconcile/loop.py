@@ -71,7 +71,8 @@ class Loop:
         self._book = book
         self._publish = publish
         self._remember = remember
-        self._problems = problems
+        self._found_problems = problems
+        self._host_problems: tuple[Problem, ...] = ()
         self._news = News({}, {})
         """The last ones."""
         self._pending_tasks: set[Identity] = set()
@@ -94,6 +95,10 @@ class Loop:
     def believe(self, source: str, now: float) -> None:
         """Believe what `source` reads, whatever it lacks, at the next step. Errors: SourceError."""
         self._intake.believe(source, now)
+
+    def report(self, problems: tuple[Problem, ...]) -> None:
+        """Publish these of the host, too, in place of the last ones, from the next step on."""
+        self._host_problems = problems
 
     def obey(self, refusal: Refusal) -> None:
         """Replace the judge of literal VIPs, from the next step on."""
@@ -139,7 +144,12 @@ class Loop:
     def _tell(self) -> None:
         self._delta.show(
             Condition(
-                problems=(*self._problems, *self._intake.problems, *self._writer.problems),
+                problems=(
+                    *self._found_problems,
+                    *self._host_problems,
+                    *self._intake.problems,
+                    *self._writer.problems,
+                ),
                 sources=self._intake.health(),
                 attached=self._writer.attached,
                 withheld=self._intake.withheld,

@@ -16,6 +16,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -108,17 +109,27 @@ class Store:
 
         Errors: OSError; then the file is what it was.
         """
-        new = self.path.with_suffix(".new")
-        with new.open("wb") as file:
+        with replaced(self.path) as file:
             _write(file, memory, hurry)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(self.path)
-        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` when the block ends well, and is on the disk then.
+
+    Errors: OSError; then `path` is what it was.
+    """
+    new = path.with_suffix(".new")
+    with new.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _write(file: BinaryIO, memory: Memory, hurry: threading.Event | None) -> None:

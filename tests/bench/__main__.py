@@ -11,12 +11,17 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tests.bench import agent, connect, programs
+from tests.bench import agent, bulk, connect, held, programs, size, tail, udp
 from tests.bench.report import Section, document
 
 REPORT = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 BENCHES: Mapping[str, Callable[[Path], Section]] = {
     "connect": connect.measure,
+    "udp": udp.measure,
+    "bulk": bulk.measure,
+    "held": held.measure,
+    "tail": tail.measure,
+    "size": size.measure,
     "programs": programs.measure,
     "agent": agent.measure,
 }

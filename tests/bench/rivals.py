@@ -17,14 +17,17 @@ TABLE = "minuteman_bench"
 
 @contextmanager
 def nftables(vip: str, servers: Sequence[str]) -> Iterator[None]:
-    """A DNAT rule for connections of this network namespace to `vip`, an ADDRESS:PORT."""
+    """A DNAT rule for TCP and UDP of this network namespace to `vip`, an ADDRESS:PORT.
+
+    It brings connection tracking along, which every other connection would pay for as well.
+    """
     address, _, port = vip.partition(":")
     choices = ", ".join(f"{i} : {server.replace(':', ' . ')}" for i, server in enumerate(servers))
     _nft(f"""
         table ip {TABLE} {{
             chain output {{
                 type nat hook output priority -100
-                ip daddr {address} tcp dport {port} \\
+                ip daddr {address} meta l4proto {{ tcp, udp }} th dport {port} \\
                     dnat ip to numgen random mod {len(servers)} map {{ {choices} }}
             }}
         }}

@@ -11,8 +11,15 @@ from pathlib import Path
 
 from lab.sandbox import VARIABLE
 from minuteman.dataplane.kernel import KernelDataplane
-from minuteman.model import Endpoint, Frontend, Tier
-from minuteman.reconcile.kernelstate import Limits, Op, PutBackend, SwapVip, WriteRun
+from minuteman.model import Endpoint, Frontend, Tier, Transport
+from minuteman.reconcile.kernelstate import (
+    KernelState,
+    Limits,
+    Op,
+    PutBackend,
+    SwapVip,
+    WriteRun,
+)
 
 BPFFS = Path("/sys/fs/bpf")
 SYSCTL = Path("/proc/sys/net")
@@ -51,10 +58,27 @@ def cgroup(name: str) -> Iterator[Path]:
         path.rmdir()
 
 
+def cpu_seconds(cgroup: Path) -> float:
+    """Processor time of all that ever ran in `cgroup`."""
+    fields = (cgroup / "cpu.stat").read_text(encoding="ascii").split()
+    return int(fields[fields.index("usage_usec") + 1]) / 1e6
+
+
 def set_sysctls(settings: dict[str, str]) -> None:
     """Write settings of this network namespace, by their path below /proc/sys/net."""
     for name, value in settings.items():
         (SYSCTL / name).write_text(value, encoding="ascii")
+
+
+@contextmanager
+def sysctl(name: str, value: str) -> Iterator[None]:
+    """A setting of this network namespace has another value while the block runs."""
+    before = (SYSCTL / name).read_text(encoding="ascii")
+    set_sysctls({name: value})
+    try:
+        yield
+    finally:
+        set_sysctls({name: before})
 
 
 def forget_closed_connections() -> None:
@@ -80,30 +104,44 @@ def filling(vips: Iterable[tuple[Frontend, Sequence[Endpoint]]]) -> list[Op]:
     return [*puts, *runs, *swaps]
 
 
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """A dataplane that serves a cgroup."""
+
+    kernel: KernelDataplane
+    state: KernelState
+    served: Path
+    pins: Path
+
+    def apply(self, ops: Sequence[Op]) -> None:
+        """Do `ops`. Errors: DataplaneError of the first that fails."""
+        if error := self.kernel.apply(ops, self.state).error:
+            raise error
+
+
 @contextmanager
 def dataplane(
     served: Path, ops: Sequence[Op], folder: Path, limits: Limits | None = None
-) -> Iterator[Path]:
-    """Programs on `served`, with `ops` done, while the block runs: where their pins are."""
+) -> Iterator[Plane]:
+    """Programs on `served`, with `ops` done, while the block runs."""
     pins = BPFFS / served.name
     kernel = KernelDataplane(served, pins, folder / "state", limits or Limits())
-    state = kernel.open()
+    plane = Plane(kernel, kernel.open(), served, pins)
     try:
-        if error := kernel.apply(ops, state).error:
-            raise error
-        yield pins
+        plane.apply(ops)
+        yield plane
     finally:
         kernel.remove()
         kernel.close()
 
 
-def endpoint(text: str) -> Endpoint:
-    """The TCP endpoint of ADDRESS:PORT."""
+def endpoint(text: str, transport: Transport = "tcp") -> Endpoint:
+    """The endpoint of ADDRESS:PORT."""
     address, _, port = text.partition(":")
-    return Endpoint(IPv4Address(address).packed, int(port), "tcp")
+    return Endpoint(IPv4Address(address).packed, int(port), transport)
 
 
-def frontend(text: str) -> Frontend:
-    """The TCP frontend of ADDRESS:PORT."""
+def frontend(text: str, transport: Transport = "tcp") -> Frontend:
+    """The frontend of ADDRESS:PORT."""
     address, _, port = text.partition(":")
-    return Frontend(IPv4Address(address), int(port), "tcp")
+    return Frontend(IPv4Address(address), int(port), transport)

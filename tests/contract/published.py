@@ -47,10 +47,14 @@ def backend(
 
 
 def vip(
-    key: VipKey, addresses: tuple[str, ...], *backends: Backend, framework: str = "marathon"
+    key: VipKey,
+    addresses: tuple[str, ...],
+    *backends: Backend,
+    framework: str = "marathon",
+    affinity_seconds: int = 0,
 ) -> Vip:
     frontends = tuple(Frontend(ip_address(a), key.port, key.transport) for a in addresses)
-    return Vip(key, frontends, backends, framework)
+    return Vip(key, frontends, backends, framework, affinity_seconds)
 
 
 def task(task_id: str, state: TaskState = "running", *, healthy: bool | None = None) -> Task:
@@ -87,6 +91,7 @@ VIPS = (
         backend("9.0.1.6", 8080, "web.3", Tier.DRAINING),
         backend("10.0.0.1", 31001, "web.1", weight=2),
         backend("10.0.0.2", 31777, "web.2", Tier.MAYBE),
+        affinity_seconds=300,
     ),
 )
 TASKS = (
@@ -103,7 +108,9 @@ COUNTERS = Counters(
     by_vip_backend={
         (WEB_FRONTEND, endpoint("10.0.0.1", 31001)): BackendCounters(1, 2, 30, 4, 1, (0, 10, 20)),
         (WEB_FRONTEND6, endpoint("10.0.0.1", 31001)): BackendCounters(0, 1, 3, 1, 2, (1, 1, 1)),
-        (WEB_FRONTEND, endpoint("10.0.0.2", 31777)): BackendCounters(0, 0, 5, 0, 0, (0, 0, 5)),
+        (WEB_FRONTEND, endpoint("10.0.0.2", 31777)): BackendCounters(
+            0, 0, 5, 6, 6, (0, 0, 5), ejected=True
+        ),
     },
     reasons={"translated": 39, "refused_empty": 2},
 )

@@ -19,8 +19,9 @@ from pydantic import TypeAdapter
 
 from api import problem_json, schemas
 from api.app import create_app
-from api.metrics import cumulative_buckets
+from api.metrics import REASONS, cumulative_buckets
 from minuteman import __version__
+from minuteman.dataplane import layout
 from minuteman.errors import (
     ConfigError,
     DataplaneError,
@@ -173,12 +174,14 @@ def test_a_vip_with_everything() -> None:
         "names": ["web.marathon.l4lb.thisdcos.directory"],
         "addresses": ["11.0.0.37", "fd01:c::25"],
         "framework": "marathon",
+        "affinity_seconds": 300,
         "backends": [
             {
                 "address": "9.0.1.6",
                 "port": 8080,
                 "weight": 1,
                 "tier": "draining",
+                "ejected": False,
                 "source": "marathon",
                 "framework_id": sample.FRAMEWORK_ID,
                 "task_id": "web.3",
@@ -201,6 +204,7 @@ def test_a_vip_with_everything() -> None:
                 "port": 31001,
                 "weight": 2,
                 "tier": "up",
+                "ejected": False,
                 "source": "marathon",
                 "framework_id": sample.FRAMEWORK_ID,
                 "task_id": "web.1",
@@ -223,6 +227,7 @@ def test_a_vip_with_everything() -> None:
                 "port": 31777,
                 "weight": 1,
                 "tier": "maybe",
+                "ejected": True,
                 "source": "marathon",
                 "framework_id": sample.FRAMEWORK_ID,
                 "task_id": "web.2",
@@ -235,8 +240,8 @@ def test_a_vip_with_everything() -> None:
                     "connecting": 0,
                     "active": 0,
                     "successes": 5,
-                    "failures": 0,
-                    "consecutive_failures": 0,
+                    "failures": 6,
+                    "consecutive_failures": 6,
                     "connect_log2_us": [0, 0, 5],
                 },
             },
@@ -470,12 +475,36 @@ def test_metrics_of_connections_that_this_host_made() -> None:
     assert connects("9.0.1.6:8080", "success") is None, "never used from here"
     assert values["minuteman_connections_active", used] == 3
     assert values["minuteman_connections_connecting", used] == 1
+    assert values["minuteman_backend_ejected", used] == 0
+    other = (("backend", "10.0.0.2:31777"), *web)
+    assert values["minuteman_backend_ejected", other] == 1
     buckets = {
         dict(labels)["le"]: value
         for (name, labels), value in values.items()
         if name == "minuteman_connect_seconds_bucket"
     }
     assert buckets == {"1e-06": 1, "2e-06": 12, "+Inf": 38}
+
+
+@pytest.mark.parametrize("counted", [BackendCounters(connecting=1), BackendCounters(ejected=True)])
+def test_metrics_of_a_backend_that_never_answered(counted: BackendCounters) -> None:
+    vip = sample.published().vips[sample.LITERAL]
+    used = {(vip.frontends[0], vip.backends[0].endpoint): counted}
+    values = samples(request("/metrics", FakeReader(counted=Counters(0.0, used))).text)
+    labels = (("backend", "10.0.0.1:31002"), ("protocol", "tcp"), ("vip", str(sample.LITERAL)))
+    assert values["minuteman_connections_connecting", labels] == counted.connecting
+    assert values["minuteman_backend_ejected", labels] == counted.ejected
+
+
+def test_metrics_say_what_each_decision_means() -> None:
+    assert tuple(REASONS) == layout.REASONS
+    [help_line] = [
+        line
+        for line in request("/metrics").text.splitlines()
+        if line.startswith("# HELP minuteman_decisions_total ")
+    ]
+    for reason, meaning in REASONS.items():
+        assert f"{reason}: {meaning}" in help_line
 
 
 def test_metrics_name_ipv6_backends_in_brackets() -> None:

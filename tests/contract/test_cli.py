@@ -74,12 +74,12 @@ def rows(command: subprocess.CompletedProcess[str]) -> list[str]:
 def test_vips_is_a_table(front: Front) -> None:
     command = run("vips", "--api", front.address)
     assert rows(command) == [
-        "api.hello-world.dev.marathon.l4lb.thisdcos.directory:8080 tcp 1 0 0 0 0 0",
-        "sleepy.marathon.l4lb.thisdcos.directory:80 tcp 11.5.5.5 0 0 0 0 0 0",
-        "web.marathon.l4lb.thisdcos.directory:80 tcp 11.0.0.37 fd01:c::25 1 1 1 3 38 5",
-        "1.2.3.4:53 udp 1.2.3.4 1 0 0 0 0 0",
-        "1.2.3.4:5000 tcp 1.2.3.4 1 0 0 0 0 0",
-        "[fd01:c::1]:80 tcp fd01:c::1 1 0 0 0 0 0",
+        "api.hello-world.dev.marathon.l4lb.thisdcos.directory:8080 tcp 1 0 0 0 0 0 0",
+        "sleepy.marathon.l4lb.thisdcos.directory:80 tcp 11.5.5.5 0 0 0 0 0 0 0",
+        "web.marathon.l4lb.thisdcos.directory:80 tcp 11.0.0.37 fd01:c::25 300s 1 1 1 1 3 38 11",
+        "1.2.3.4:53 udp 1.2.3.4 1 0 0 0 0 0 0",
+        "1.2.3.4:5000 tcp 1.2.3.4 1 0 0 0 0 0 0",
+        "[fd01:c::1]:80 tcp fd01:c::1 1 0 0 0 0 0 0",
     ]
     assert command.stderr == ""
 
@@ -111,14 +111,23 @@ def test_a_vip_with_its_backends(front: Front) -> None:
     command = run("vip", "web.marathon:80", "--api", front.address)
     assert "tcp web.marathon.l4lb.thisdcos.directory:80" in command.stdout
     assert "addresses  11.0.0.37 fd01:c::25" in command.stdout
+    assert "affinity   300s" in command.stdout
     assert rows(command)[1] == (
         "10.0.0.1:31001 up web.1 running healthy 10.0.0.9 2 3 33 5 >=2us >=2us"
     )
 
 
+def test_an_ejected_backend_is_marked(front: Front) -> None:
+    command = run("vip", "web.marathon:80", "--api", front.address)
+    assert [row.partition(", ejected ")[0] for row in rows(command) if ", ejected " in row] == [
+        "10.0.0.2:31777 maybe"
+    ]
+
+
 def test_a_vip_without_backends(front: Front) -> None:
     command = run("vip", "sleepy.marathon:80", "--api", front.address)
     assert "No backend: it refuses connections." in command.stdout
+    assert "affinity" not in command.stdout
 
 
 def test_a_literal_ipv6_vip(front: Front) -> None:
@@ -213,6 +222,63 @@ def test_believe_without_an_agent(tmp_path: Path) -> None:
     assert f"no agent answers at {tmp_path}/control.sock" in said
 
 
+# ---- cgroup --------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [("skip", "mesh/sidecar is left alone.\n"), ("serve", "mesh/sidecar is served.\n")],
+)
+def test_cgroup_asks_the_agent(
+    control: tuple[Path, list[bytes], list[bytes]], command: str, said: str
+) -> None:
+    folder, replies, asked = control
+    replies.append(b'{"ok":true}\n')
+    done = run("cgroup", command, "mesh/sidecar", MINUTEMAN_STATE_DIR=str(folder))
+    assert (done.returncode, done.stdout) == (0, said)
+    assert [json.loads(line) for line in asked] == [{"call": command, "path": "mesh/sidecar"}]
+
+
+def test_cgroup_that_fails(control: tuple[Path, list[bytes], list[bytes]]) -> None:
+    folder, replies, _ = control
+    replies.append(b'{"ok":false,"reason":"there is none"}\n')
+    done = run("cgroup", "skip", "mesh/nobody", MINUTEMAN_STATE_DIR=str(folder))
+    assert one_line(done, os.EX_UNAVAILABLE) == "minuteman: there is none\n"
+
+
+def test_a_path_that_is_no_text(tmp_path: Path) -> None:
+    done = run("cgroup", "skip", os.fsdecode(b"mesh/\xff"), "--state-dir", str(tmp_path))
+    assert "this is no text: 'mesh/\\udcff'" in one_line(done, os.EX_DATAERR)
+
+
+SKIPPED = [
+    {"path": "/sys/fs/cgroup/mesh", "id": 4711, "wanted_by": "settings"},
+    {"path": "/sys/fs/cgroup/mesh/sidecar", "id": None, "wanted_by": "root"},
+]
+
+
+def test_skipped_cgroups_are_a_table(control: tuple[Path, list[bytes], list[bytes]]) -> None:
+    folder, replies, asked = control
+    replies.append(json.dumps({"ok": True, "cgroups": SKIPPED}).encode() + b"\n")
+    assert rows(run("cgroup", "list", "--state-dir", str(folder))) == [
+        "/sys/fs/cgroup/mesh 4711 settings",
+        "/sys/fs/cgroup/mesh/sidecar gone root",
+    ]
+    assert [json.loads(line) for line in asked] == [{"call": "skipped"}]
+
+
+def test_skipped_cgroups_as_json(control: tuple[Path, list[bytes], list[bytes]]) -> None:
+    folder, replies, _ = control
+    replies.append(json.dumps({"ok": True, "cgroups": SKIPPED}).encode() + b"\n")
+    done = run("cgroup", "list", "--json", "--state-dir", str(folder))
+    assert json.loads(done.stdout) == SKIPPED
+
+
+def test_no_skipped_cgroup(control: tuple[Path, list[bytes], list[bytes]]) -> None:
+    folder, replies, _ = control
+    replies.append(b'{"ok":true}\n')
+    done = run("cgroup", "list", "--state-dir", str(folder))
+    assert (done.returncode, done.stdout) == (0, "No cgroup is left alone.\n")
+
+
 # ---- doctor --------------------------------------------------------------------------------------
 def test_doctor_says_what_is_missing(tmp_path: Path) -> None:
     command = run("doctor", "--cgroup", str(tmp_path / "nowhere"), "--api", "127.0.0.1:0")
@@ -245,7 +311,7 @@ def test_a_setting_that_cannot_be(option: str, value: str, reason: str) -> None:
 
 
 # ---- help ----------------------------------------------------------------------------------------
-COMMANDS = ("agent", "vips", "vip", "problems", "believe", "doctor", "detach")
+COMMANDS = ("agent", "vips", "vip", "problems", "believe", "cgroup", "doctor", "detach")
 
 
 def test_help_lists_every_command() -> None:

@@ -8,12 +8,22 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from minuteman.control import BACKLOG, LINE_BYTES, ControlSocket, Request
+from minuteman.control import (
+    BACKLOG,
+    LINE_BYTES,
+    ControlSocket,
+    Reply,
+    Request,
+    SkippedCgroup,
+)
 from minuteman.errors import SourceError
 
 PATIENCE_SECONDS = 5.0
+MANY = tuple(SkippedCgroup(f"/{number}/{'x' * 1000}", number, "root") for number in range(1000))
+"""More than a socket takes at once."""
 
 
 class Agent:
@@ -25,10 +35,13 @@ class Agent:
         self.selector = selectors.DefaultSelector()
         self.control = ControlSocket(path, self.selector, self.do)
 
-    def do(self, request: Request) -> None:
+    def do(self, request: Request) -> Reply:
+        if request.call == "skipped":
+            return Reply(True, cgroups=MANY)
         if request.call != "believe":
             raise SourceError(f"no {request.call} here")
         self.asked.append(request)
+        return Reply(True)
 
     def turn(self) -> None:
         """React until nothing is ready."""
@@ -68,6 +81,28 @@ def test_a_request_is_done_and_answered(agent: Agent) -> None:
 
 def test_a_request_may_come_in_pieces(agent: Agent) -> None:
     assert agent.ask(b'{"call": "bel', b'ieve"}', b"\n") == b'{"ok":true}\n'
+
+
+def test_a_long_answer_goes_out_as_fast_as_it_is_read(agent: Agent) -> None:
+    with agent.client() as client, client.makefile("rb") as lines:
+        client.sendall(b'{"call": "skipped"}\n')
+        agent.turn()
+        assert agent.ask(b'{"call": "believe"}\n') == b'{"ok":true}\n'
+        answer = b""
+        while not answer.endswith(b"\n"):
+            answer += lines.read1()
+            agent.turn()
+        assert lines.read() == b""
+    assert msgspec.json.decode(answer, type=Reply) == Reply(True, cgroups=MANY)
+
+
+def test_who_leaves_in_the_middle_of_an_answer_is_forgotten(agent: Agent) -> None:
+    with agent.client() as client:
+        client.sendall(b'{"call": "skipped"}\n')
+        agent.turn()
+        client.recv(1)
+    agent.turn()
+    assert len(agent.selector.get_map()) == 1
 
 
 def test_what_cannot_be_done_is_answered_with_its_reason(agent: Agent) -> None:

@@ -40,8 +40,17 @@ def test_a_resolver_is_no_vip(tmp_path: Path) -> None:
 
 def test_names_follow_and_the_bell_says_so() -> None:
     guard, rung = Guard(EVERYWHERE, ["missing.example", "zk.example"], lookup), threading.Event()
-    guard.start(rung.set)
+    guard.start(rung.set, lambda: False)
     assert rung.wait(PATIENCE_SECONDS)
     guard.close()
     assert guard.policy.refusal(RESOLVED) == f"{RESOLVED} is an address of ZooKeeper."
     assert guard.policy.allowed == EVERYWHERE.allowed
+
+
+def test_what_is_done_beside_rings_the_bell_when_it_has_news(tmp_path: Path) -> None:
+    guard, rung = Guard(EVERYWHERE, [], lookup, tmp_path / "missing"), threading.Event()
+    before = guard.policy
+    guard.start(rung.set, lambda: True)
+    assert rung.wait(PATIENCE_SECONDS)
+    guard.close()
+    assert guard.policy is before

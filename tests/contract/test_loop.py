@@ -213,6 +213,21 @@ def test_an_update_holds_what_changed_and_nothing_else() -> None:
     assert update.problems is None
 
 
+def test_problems_of_the_host_are_published_and_end() -> None:
+    bad = Problem("kernel", "", "unreachable_route", "It is not there.")
+    host = serving(app("web"))
+    host.loop.report((bad,))
+    host.step()
+    assert host.published.problems == (bad,)
+    host.loop.report((bad,))
+    told = len(host.updates)
+    host.step()
+    assert len(host.updates) == told
+    host.loop.report(())
+    host.step()
+    assert bad not in host.published.problems
+
+
 def test_problems_of_units_are_published_and_end() -> None:
     bad = Problem("/marathon/state/apps/a", "", "VIP_0", "It has no port.")
     host = serving(replace(app("web"), problems=(bad,)))

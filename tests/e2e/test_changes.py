@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from lab import facts
+from lab import facts, measure
+from lab.client import Target
 from lab.cluster import EXAMPLES, Cluster
 from lab.load import Load
 
-RESTARTS = 20
 CHANGES = 60
 
 pytestmark = pytest.mark.timeout(120)
@@ -21,29 +21,32 @@ pytestmark = pytest.mark.timeout(120)
 @pytest.fixture
 def load(cluster: Cluster) -> Iterator[Load]:
     """Requests to /web."""
-    vip = facts.vip_of(cluster, facts.NAMED, "/web")
-    with Load(cluster.served, vip.addresses[0], vip.port) as load:
-        load.wait_for_more(facts.REQUESTS)
+    vip = measure.vip_of(cluster, facts.NAMED, "/web")
+    with Load(cluster.served, Target(vip.addresses[0], vip.port)) as load:
+        load.wait_for_more(measure.REQUESTS)
         yield load
 
 
 def answered_by(load: Load) -> set[str]:
     """Who answered the last requests."""
-    load.wait_for_more(facts.REQUESTS)
-    return {answer.task_id for answer in load.answers()[-facts.REQUESTS // 2 :]}
+    load.wait_for_more(measure.REQUESTS)
+    return {answer.task_id for answer in load.answers()[-measure.REQUESTS // 2 :]}
 
 
 @pytest.mark.timeout(300)
-def test_killing_the_agent_over_and_over_loses_no_request(cluster: Cluster, load: Load) -> None:
-    for _ in range(RESTARTS):
+@pytest.mark.parametrize("restarts", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_killing_the_agent_over_and_over_loses_no_request(
+    cluster: Cluster, load: Load, restarts: int
+) -> None:
+    for _ in range(restarts):
         cluster.agent.kill()
-        load.wait_for_more(facts.REQUESTS)
+        load.wait_for_more(measure.REQUESTS)
         cluster.agent.start()
         cluster.agent.wait_healthy()
-        load.wait_for_more(facts.REQUESTS)
+        load.wait_for_more(measure.REQUESTS)
     answers = load.answers()
-    facts.demand_answers(answers, "/web")
-    assert len(answers) > 2 * RESTARTS * facts.REQUESTS
+    measure.demand_answers(answers, "/web")
+    assert len(answers) > 2 * restarts * measure.REQUESTS
 
 
 def test_what_changed_while_the_agent_was_dead_is_right_when_it_is_back(
@@ -53,11 +56,11 @@ def test_what_changed_while_the_agent_was_dead_is_right_when_it_is_back(
     cluster.scheduler.scale("/web", 4)
     cluster.agent.start()
     cluster.agent.wait_healthy()
-    facts.vip_of(cluster, facts.NAMED, "/web")
+    measure.vip_of(cluster, facts.NAMED, "/web")
     assert answered_by(load) == cluster.scheduler.task_ids("/web")
     cluster.scheduler.scale("/web", 3)
     assert answered_by(load) == cluster.scheduler.task_ids("/web")
-    facts.demand_answers(load.answers(), "/web")
+    measure.demand_answers(load.answers(), "/web")
 
 
 def test_an_upgrade_of_an_app_loses_no_request(cluster: Cluster, load: Load) -> None:
@@ -66,7 +69,7 @@ def test_an_upgrade_of_an_app_loses_no_request(cluster: Cluster, load: Load) -> 
     after = cluster.scheduler.task_ids("/web")
     assert not before & after
     assert answered_by(load) == after
-    facts.demand_answers(load.answers(), "/web")
+    measure.demand_answers(load.answers(), "/web")
 
 
 def test_an_app_scaled_to_zero_refuses_and_sends_nothing(cluster: Cluster) -> None:
@@ -74,7 +77,7 @@ def test_an_app_scaled_to_zero_refuses_and_sends_nothing(cluster: Cluster) -> No
         facts.zero(cluster)
     finally:
         cluster.scheduler.scale("/web", 3)
-    facts.reach_every_backend(cluster, facts.NAMED, "/web")
+    measure.reach_every_backend(cluster, facts.NAMED, "/web")
 
 
 @pytest.mark.slow
@@ -95,8 +98,8 @@ def test_any_sequence_of_changes_loses_no_request(cluster: Cluster, load: Load) 
                 cluster.agent.wait_healthy()
             case _:
                 cluster.scheduler.scale("/web", chance.randint(1, 6))
-        load.wait_for_more(facts.REQUESTS)
+        load.wait_for_more(measure.REQUESTS)
     cluster.scheduler.scale("/web", 3)
-    facts.vip_of(cluster, facts.NAMED, "/web")
+    measure.vip_of(cluster, facts.NAMED, "/web")
     assert answered_by(load) == cluster.scheduler.task_ids("/web")
-    facts.demand_answers(load.answers(), "/web")
+    measure.demand_answers(load.answers(), "/web")

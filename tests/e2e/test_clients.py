@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lab import cgroup, facts
+from lab import cgroup, facts, measure
+from lab.client import Target
 from lab.cluster import Cluster
 from lab.load import ask
 
@@ -32,7 +33,7 @@ def run_served(cluster: Cluster, *command: str) -> list[str]:
 
 @pytest.mark.parametrize(("host_port", "app_id"), VIPS)
 def test_curl(cluster: Cluster, host_port: str, app_id: str) -> None:
-    vip = facts.vip_of(cluster, host_port, app_id)
+    vip = measure.vip_of(cluster, host_port, app_id)
     url = f"http://{vip.addresses[0]}:{vip.port}/[1-{COUNT}]"
     answered = Counter(run_served(cluster, "curl", "-fsS", "-H", "Connection: close", url))
     assert answered.total() == COUNT
@@ -41,7 +42,7 @@ def test_curl(cluster: Cluster, host_port: str, app_id: str) -> None:
 
 @pytest.mark.parametrize(("host_port", "app_id"), VIPS)
 def test_jvm(cluster: Cluster, host_port: str, app_id: str) -> None:
-    vip = facts.vip_of(cluster, host_port, app_id)
+    vip = measure.vip_of(cluster, host_port, app_id)
     program = str(Path(__file__).with_name("Clients.java"))
     arguments = (vip.addresses[0], str(vip.port), str(COUNT))
     answered = Counter(run_served(cluster, "java", "-XX:-UsePerfData", program, *arguments))
@@ -51,12 +52,12 @@ def test_jvm(cluster: Cluster, host_port: str, app_id: str) -> None:
 
 @pytest.mark.parametrize(("host_port", "app_id"), VIPS)
 def test_af_inet6_socket(cluster: Cluster, host_port: str, app_id: str) -> None:
-    vip = facts.vip_of(cluster, host_port, app_id)
-    answers = ask(cluster.served, vip.addresses[0], vip.port, count=COUNT, mapped=True)
-    facts.demand_answers(answers, app_id)
+    vip = measure.vip_of(cluster, host_port, app_id)
+    target = Target(vip.addresses[0], vip.port, mapped=True)
+    answers = ask(cluster.served, target, count=COUNT)
+    measure.demand_answers(answers, app_id, target)
     assert len(answers) == COUNT
     assert {answer.task_id for answer in answers} == cluster.scheduler.task_ids(app_id)
-    assert {answer.peer for answer in answers} == {f"{vip.addresses[0]}:{vip.port}"}
 
 
 def test_a_process_outside_of_the_cgroup_is_left_alone(cluster: Cluster) -> None:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from lab import facts
+from lab import facts, measure
 from lab.cluster import Cluster
 from lab.wait import LabError
 
@@ -23,7 +23,7 @@ def test_doctor_says_what_is_wrong(cluster: Cluster) -> None:
 
 
 def test_vips_have_their_tasks(cluster: Cluster) -> None:
-    facts.vip_of(cluster, facts.NAMED, "/web")
+    measure.vip_of(cluster, facts.NAMED, "/web")
     shown = json.loads(cluster.minuteman("vips", "--json"))
     tasks = {
         vip["vip"]: {backend["task_id"] for backend in vip["backends"]} for vip in shown["vips"]
@@ -38,4 +38,4 @@ def test_problems_name_the_label(cluster: Cluster) -> None:
 
 def test_detach_waits_for_the_agent_to_be_stopped(cluster: Cluster) -> None:
     assert cluster.agent.detach().returncode != 0
-    facts.reach_every_backend(cluster, facts.NAMED, "/web")
+    measure.reach_every_backend(cluster, facts.NAMED, "/web")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import httpx
 import pytest
 
 from lab.wait import until
+from minuteman.dataplane.sockets import set_unreachable, unreachable_networks
 from minuteman.model import (
     Origin,
     Snapshot,
@@ -29,9 +32,12 @@ from tests.kernel.conftest import Backends, Inside, new_cgroup, new_pins, who_an
 
 API = "127.0.0.1:62090"
 NOBODY_THERE = "zk://127.0.0.1:9"
-DEADLINE_SECONDS = 30.0
+DEADLINE_SECONDS = 60.0
+"""A start takes a few seconds of a core: longer, where others use it too."""
 MINUTEMAN = Path(sys.executable).with_name("minuteman")
 VIP = VipKey(ip_address("10.9.9.9"), 80, "tcp")
+
+pytestmark = pytest.mark.timeout(180)
 
 
 def eventually(holds: Callable[[], bool]) -> None:
@@ -67,11 +73,11 @@ class Agents:
         assert "Traceback" not in done.stderr
         return done.returncode, (done.stderr or done.stdout).splitlines()[-1]
 
-    def start(self) -> subprocess.Popen[str]:
+    def start(self, **settings: str) -> subprocess.Popen[str]:
         """An agent that answers at its REST interface."""
         agent = subprocess.Popen(
             [str(MINUTEMAN), "agent"],
-            env=self._environment({}),
+            env=self._environment(settings),
             stderr=subprocess.DEVNULL,
             text=True,
         )
@@ -79,6 +85,12 @@ class Agents:
         eventually(lambda: agent.poll() is not None or self.answers)
         assert agent.poll() is None
         return agent
+
+    def kill(self, agent: subprocess.Popen[str]) -> None:
+        """End an agent as a crash would; return when its front process has followed."""
+        agent.kill()
+        agent.wait()
+        eventually(lambda: not self.answers)
 
     @property
     def answers(self) -> bool:
@@ -127,6 +139,7 @@ def agents(cgroup: Path, pin_root: Path, tmp_path: Path) -> Iterator[Agents]:
     agents.end_all()
     code, _ = agents.run("detach")
     assert code == 0
+    assert unreachable_networks() == frozenset()
     if pin_root.exists():
         pin_root.rmdir()
 
@@ -210,3 +223,99 @@ def test_who_is_not_root_is_told_so(agents: Agents) -> None:
     code, line = agents.run("agent", wrap=("setpriv", "--reuid=65534", "--clear-groups"))
     assert code == os.EX_NOPERM
     assert "CAP_SYS_ADMIN" in line
+
+
+# ---- cgroups that are left alone -----------------------------------------------------------------
+@pytest.fixture
+def served(inside: Inside) -> Callable[[Path], bool]:
+    """Whether a process in a cgroup gets to the backend of the VIP."""
+
+    def is_served(cgroup: Path) -> bool:
+        with inside(cgroup):
+            try:
+                return who_answers("10.9.9.9", 80) > 0
+            except OSError as exc:
+                if exc.errno != errno.ENETUNREACH:
+                    raise
+                return False
+
+    return is_served
+
+
+def test_a_cgroup_is_left_alone_from_when_root_says_so_until_root_says_otherwise(
+    agents: Agents, backends: Backends, cgroup: Path, served: Callable[[Path], bool]
+) -> None:
+    sidecar = cgroup / "sidecar"
+    sidecar.mkdir()
+    agents.remember(backends.listen().port)
+    agent = agents.start()
+    eventually(lambda: served(sidecar))
+    assert agents.run("cgroup", "skip", str(sidecar)) == (0, f"{sidecar} is left alone.")
+    assert not served(sidecar)
+    agents.kill(agent)
+    assert not served(sidecar)
+    agents.start()
+    assert not served(sidecar)
+    assert served(cgroup)
+    sidecar.rmdir()
+    sidecar.mkdir()
+    eventually(lambda: not served(sidecar))
+    assert agents.run("cgroup", "serve", str(sidecar)) == (0, f"{sidecar} is served.")
+    assert served(sidecar)
+    assert agents.run("cgroup", "list") == (0, "No cgroup is left alone.")
+
+
+def test_a_cgroup_of_the_settings_is_left_alone_whatever_root_says(
+    agents: Agents, backends: Backends, cgroup: Path, served: Callable[[Path], bool]
+) -> None:
+    sandbox = cgroup / "sandbox"
+    sandbox.mkdir()
+    agents.remember(backends.listen().port)
+    agents.start(CGROUP_SKIP=str(sandbox))
+    eventually(lambda: served(cgroup))
+    assert not served(sandbox)
+    code, line = agents.run("cgroup", "serve", str(sandbox))
+    assert code == os.EX_UNAVAILABLE
+    assert "take it out of the settings" in line
+    assert not served(sandbox)
+    code, line = agents.run("cgroup", "skip", str(cgroup / "nobody"))
+    assert code == os.EX_UNAVAILABLE
+    assert "there is none" in line
+    [found] = json.loads(agents.run("cgroup", "list", "--json")[1])
+    assert found == {"path": str(sandbox), "id": sandbox.stat().st_ino, "wanted_by": "settings"}
+
+
+def test_a_setting_that_cannot_be_skipped_is_said_and_nothing_is_left(agents: Agents) -> None:
+    code, line = agents.run("agent", CGROUP_SKIP="/etc")
+    assert code == os.EX_CONFIG
+    assert "cgroup_skip: cgroup '/etc': it is not below" in line
+    assert not (agents.bpffs / "minuteman").exists()
+
+
+# ---- the way to named VIPs -----------------------------------------------------------------------
+NAMED6 = ip_network("fd01:c::/64")
+
+
+def test_the_way_to_named_vips_ends_here_until_all_is_detached(
+    agents: Agents, backends: Backends
+) -> None:
+    agents.remember(backends.listen().port)
+    agent = agents.start()
+    eventually(lambda: unreachable_networks() == {ip_network("11.0.0.0/8"), NAMED6})
+    agents.kill(agent)
+    assert unreachable_networks() == {ip_network("11.0.0.0/8"), NAMED6}
+    agents.start(NAMED_RANGE="12.0.0.0-12.0.255.255")
+    eventually(lambda: unreachable_networks() == {ip_network("12.0.0.0/16"), NAMED6})
+
+
+def test_an_agent_that_never_served_leaves_every_way_open(agents: Agents) -> None:
+    code, _ = agents.run("agent", START_TIMEOUT_SECONDS="3")
+    assert code == os.EX_UNAVAILABLE
+    assert unreachable_networks() == frozenset()
+
+
+def test_the_way_to_named_vips_can_be_left_open(agents: Agents, backends: Backends) -> None:
+    set_unreachable([NAMED6])  # as an agent with another setting has left it
+    agents.remember(backends.listen().port)
+    agents.start(UNREACHABLE_ROUTE="false")
+    eventually(lambda: unreachable_networks() == frozenset())

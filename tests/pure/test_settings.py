@@ -56,6 +56,8 @@ def test_networks_ranges_and_paths_are_read_from_everywhere(
         "vip_allow": "10.0.0.0/8, 1.2.3.4/32",
         "named_range": "12.0.0.0-12.0.0.255",
         "state_dir": "somewhere",
+        "cgroup_skip": "mesh/sidecar, /sys/fs/cgroup/sandbox",
+        "unreachable_route": "false",
         "max_slots": "1000",
     }
     match given:
@@ -71,12 +73,16 @@ def test_networks_ranges_and_paths_are_read_from_everywhere(
     assert settings.vip_allow == (ip_network("10.0.0.0/8"), ip_network("1.2.3.4/32"))
     assert settings.named_range == AddressRange.parse("12.0.0.0-12.0.0.255")
     assert settings.state_dir == Path.cwd() / "somewhere"
+    assert settings.cgroup_skip == (Path("mesh/sidecar"), Path("/sys/fs/cgroup/sandbox"))
+    assert not settings.unreachable_route
     assert settings.limits.slots == 1000
 
 
-def test_a_file_may_have_a_list_of_networks(config: Path) -> None:
-    config.write_text('vip_allow = ["10.0.0.0/8", "fd00::/8"]')
-    assert Settings.load(config).vip_allow == (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))
+def test_a_file_may_have_lists(config: Path) -> None:
+    config.write_text('vip_allow = ["10.0.0.0/8", "fd00::/8"]\ncgroup_skip = ["mesh", "a,b"]')
+    settings = Settings.load(config)
+    assert settings.vip_allow == (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))
+    assert settings.cgroup_skip == (Path("mesh"), Path("a,b"))
 
 
 @pytest.mark.parametrize(

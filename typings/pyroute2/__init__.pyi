@@ -5,9 +5,11 @@ from types import TracebackType
 from typing import Self
 
 class Message:
+    def __getitem__(self, field: str) -> int: ...
     def get_attr(self, name: str) -> str | None: ...
 
 class IPRoute:
+    def __init__(self, *, strict_check: bool = ...) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(
         self,
@@ -16,3 +18,15 @@ class IPRoute:
         trace: TracebackType | None,
     ) -> None: ...
     def get_addr(self) -> Iterator[Message]: ...
+    def route(
+        self,
+        command: str,
+        *,
+        family: int,
+        type: int,
+        proto: int,
+        table: int,
+        dst: str = ...,
+        priority: int = ...,
+        dump_filter: None = ...,
+    ) -> Iterator[Message]: ...
