@@ -821,7 +821,7 @@ def test_a_socket_that_is_not_connected_counts_no_more_after_a_sweep_and_can_beg
     backend = Endpoint(LOOPBACK, service.port, transport)
     client = service.new_client()
     if transport == "udp":
-        client.bind(("127.0.0.1", 0))  # with a port of its own a dump has it all the same
+        client.bind(("127.0.0.1", UDP_PORT))  # so it stays among the sockets that can be dumped
         client.connect(service.address)
         churn.disconnect(client)
     else:
