@@ -3,7 +3,7 @@
  * cgroup/sendmsg4, sendmsg6, recvmsg4, recvmsg6: datagrams that carry an address. What is sent to a
  * VIP goes to a backend, what comes from there comes from the VIP. A connected socket that sends
  * without an address, or receives without asking for one, meets none of these. Only one of AF_INET6
- * that is connected to ::ffff:a.b.c.d does: with the address of its backend, which passes.
+ * that is connected to ::ffff:a.b.c.d does: with the address of its backend.
  */
 
 /* Whether the socket has a peer. As long as it has, the kernel lets it receive from nobody else. */
@@ -14,12 +14,16 @@ static inline int is_connected(const struct bpf_sock_addr *ctx)
     return sk && sk->state == BPF_TCP_ESTABLISHED;
 }
 
-/* Take the backend that the socket is connected to; 0: `to` is not the VIP that it connected to. */
+/* Take the backend that the socket is connected to; 0: `to` is neither that, which may be a VIP of its
+ * own, nor the VIP that it connected to. */
 static inline int take_peer(u64 cookie, const struct target *to, struct choice *choice)
 {
     struct conn *conn = conn_of(cookie);
 
-    if (!conn || conn->vip_port != to->port || !same_address(conn->vip_addr, to->addr))
+    if (!conn)
+        return 0;
+    if (!(conn->vip_port == to->port && same_address(conn->vip_addr, to->addr)) &&
+        !(conn->backend_port == to->port && same_address(conn->backend_addr, to->addr)))
         return 0;
     copy_address(choice->addr, conn->backend_addr);
     choice->port = conn->backend_port;
@@ -46,16 +50,18 @@ static inline int resume(struct bpf_sock_addr *ctx, u64 cookie, const struct tar
         return 0;
     if (backend->flags & HAS_INNER)
         choice->netns = bpf_get_netns_cookie(ctx);
-    return take(choice, id, backend->vip_id) && choice->epoch == flow->epoch;
+    return take(choice, id, backend->vip_id) && choice->epoch == flow->epoch &&
+           flow->port == to->port && same_address(flow->addr, to->addr);
 }
 
 /* Note where the socket's datagrams to `to` go. */
 static inline void note_way(u64 cookie, const struct target *to, const struct choice *choice)
 {
     struct flow_key key = {.cookie = cookie, .port = to->port, .direction = TO_VIP};
-    struct flow way = {.backend_id = choice->id, .epoch = choice->epoch};
+    struct flow way = {.port = to->port, .backend_id = choice->id, .epoch = choice->epoch};
 
     copy_address(key.addr, to->addr);
+    copy_address(way.addr, to->addr);
     flows.update(&key, &way);
 }
 
@@ -95,9 +101,9 @@ static inline int send_to(struct bpf_sock_addr *ctx, const struct target *to, in
     if (again) {
         verdict = choose_again(ctx, to, choice);
     } else {
-        place = place_of(to);
-        if (place && is_connected(ctx) && take_peer(cookie, to, choice))
+        if (is_connected(ctx) && take_peer(cookie, to, choice))
             return REDIRECT;
+        place = place_of(to);
         if (place && resume(ctx, cookie, to, choice)) {
             note_return(cookie, to, choice);
             return REDIRECT;

@@ -91,12 +91,13 @@ struct backend_stats {                                           /* "=4I4Q20Q" i
 _Static_assert(sizeof(struct backend_stats) == 208, "backend_stats: keep minuteman/dataplane/layout.py in step");
 
 /* ---- inners: where a backend behind a port of this very host listens itself --------------------- */
-struct inner {                                                               /* "=16s2s2x" in layout.py */
+struct inner {                                                              /* "=16s2s2xI" in layout.py */
     __be32 addr[4];
     __be16 port;
     u16 zero;
+    u32 backend_id;                       /* whose it is, to be compared: as for a VIP */
 };
-_Static_assert(sizeof(struct inner) == 20, "inner: keep minuteman/dataplane/layout.py in step");
+_Static_assert(sizeof(struct inner) == 24, "inner: keep minuteman/dataplane/layout.py in step");
 
 /* ---- prefixes: whose the addresses are where no VIP was found; the longest prefix counts --------- */
 struct prefix {                                                               /* "=I16s" in layout.py */
@@ -153,7 +154,7 @@ struct flow_key {                                                       /* "=Q16
 _Static_assert(sizeof(struct flow_key) == 32, "flow_key: keep minuteman/dataplane/layout.py in step");
 
 struct flow {                                                           /* "=16s2s2xII" in layout.py */
-    __be32 addr[4];                       /* FROM_BACKEND: the VIP */
+    __be32 addr[4];                       /* of the VIP; TO_VIP: whose entry this is, to be compared */
     __be16 port;
     u16 zero;
     u32 backend_id;                       /* TO_VIP */

@@ -122,8 +122,9 @@ static inline int find_healthy(const struct found *vip)
     return 0;
 }
 
-/* Where the backend is for who is in the network of this very host, if that is another address. */
-static inline void take_inner(struct choice *choice)
+/* Where the backend is for who is in the network of this very host, if that is another address; 0
+ * when it has been replaced meanwhile. */
+static inline int take_inner(struct choice *choice)
 {
     int key = 0;
     struct options *set = options.lookup(&key);
@@ -131,17 +132,18 @@ static inline void take_inner(struct choice *choice)
     u32 id = choice->id;
 
     if (!set || !set->host_netns || set->host_netns != choice->netns)
-        return;
+        return 1;
     inner = inners.lookup(&id);
     if (!inner)
-        return;
+        return 1;
     copy_address(choice->addr, inner->addr);
     choice->port = inner->port;
+    return *(volatile u32 *)&inner->backend_id == id;
 }
 
-/* Copy backend `id`; 0 when the id has been freed meanwhile. Freeing an id clears its vip_id and
- * leaves the address as it is; only later, in another call, the id is given away. So who sees the
- * address of the next member sees that it was freed, too. */
+/* Copy backend `id`; 0 when the id has been freed meanwhile, or the container behind it replaced.
+ * Freeing an id clears its vip_id and leaves the address as it is; only later, in another call, the
+ * id is given away. So who sees the address of the next member sees that it was freed, too. */
 static inline int take(struct choice *choice, int id, u32 vip_id)
 {
     struct backend *backend = backends.lookup(&id);
@@ -158,8 +160,8 @@ static inline int take(struct choice *choice, int id, u32 vip_id)
     choice->port = *(volatile __be16 *)&backend->port;
     choice->epoch = before >> 32;
     choice->id = id;
-    if (backend->flags & HAS_INNER)
-        take_inner(choice);
+    if (backend->flags & HAS_INNER && !take_inner(choice))
+        return 0;
     return (u32)before == vip_id && *(volatile u64 *)owner == before;
 }
 
@@ -322,6 +324,8 @@ static inline int choose_again(struct bpf_sock_addr *ctx, const struct target *t
     if (!(vip.run.up | vip.run.maybe | vip.run.draining))
         return refuse(REFUSED_EMPTY);
     choice->netns = bpf_get_netns_cookie(ctx);
+    if (vip.affinity_seconds && take_last(&vip, choice))
+        return settle_on(&vip, choice);
     id = find_healthy(&vip);
     if (id && take(choice, id, vip.id))
         return settle_on(&vip, choice);

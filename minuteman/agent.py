@@ -88,8 +88,10 @@ def detach_all(settings: Settings) -> None:
     start_logging(settings)
     check_capabilities()
     with locked(settings.state_dir):
-        kernel(settings).remove()
-        set_unreachable(())
+        try:
+            kernel(settings).remove()
+        finally:
+            set_unreachable(())
 
 
 def start_logging(settings: Settings) -> None:
@@ -273,8 +275,10 @@ class Agent:
         """Let programs and maps serve on; take them away if they never did."""
         self._dataplane.close()
         if not (self._is_successor or self._has_served):
-            self._dataplane.remove()
-            self._barrier.lift()
+            try:
+                self._dataplane.remove()
+            finally:
+                self._barrier.lift()
 
     def _catch_signals(self) -> None:
         """Have SIGTERM and SIGINT stop the agent, and wake the selector."""

@@ -43,19 +43,19 @@ class Guard:
         self._resolv_conf = resolv_conf
         self._resolvers: frozenset[Address] = frozenset()
         self.local: frozenset[Address] = frozenset()
-        """This host's own addresses: another object when they changed."""
+        """This host's own addresses."""
         self._resolved: dict[str, Sequence[Address]] = {}
         """The last good answer for each name."""
         self._closing = threading.Event()
         self.policy = policy
-        """The newest one: another object when it changed. At first without names."""
+        """The newest one: another object when it or `local` changed. At first without names."""
         self._look_at_host()
         self.policy = self._guarded()
 
     def start(self, bell: Callable[[], None], also: Callable[[], bool]) -> None:
         """Look again now and then, and do `also` each time, all from a thread.
 
-        `bell` is rung when the policy has changed, or `also` says that something has.
+        `bell` is rung when `policy` is another object, or `also` says that something has changed.
         """
         threading.Thread(target=self._run, args=(bell, also), name="guard", daemon=True).start()
 
@@ -67,10 +67,12 @@ class Guard:
         while not self._closing.is_set():
             if also():
                 bell()
+            local = self.local
             self._look_at_host()
             self._resolve()
-            policy = self._guarded()  # has this host's addresses in it
-            if policy != self.policy:
+            policy = self._guarded()
+            # An address that is ZooKeeper's, too, comes and goes without a change of the policy.
+            if policy != self.policy or self.local != local:
                 self.policy = policy
                 bell()
             self._closing.wait(REFRESH_SECONDS)

@@ -99,7 +99,7 @@ def _read_options(
             problems.append(LabelProblem(label, f"{_quoted(str(error.value))} is {error.reason}."))
             continue
         if suffix in options:
-            options[suffix].setdefault(field, number)
+            options[suffix][field] = number
         else:
             vip = _quoted(f"VIP_{suffix}")
             problems.append(LabelProblem(label, f"The port has no label {vip}."))

@@ -156,16 +156,24 @@ class Skips:
         return None if place in self._asked else "it is not skipped"
 
     def _load(self) -> tuple[frozenset[PurePath], tuple[Problem, ...]]:
-        """What root has asked for, and why it is not used: a damaged file is as good as none."""
+        """What root has asked for, and what of the file is not used: a bad line costs itself."""
         try:
             lines = self._file.read_text(encoding="utf-8").splitlines()
-            return frozenset(self._place(line) for line in lines), ()
         except FileNotFoundError:
             return frozenset(), ()
         except (OSError, ValueError) as exc:
-            log.warning("skipped cgroups unknown path=%s reason=%s", self._file, exc)
-            problem = Problem(str(self._file), "", "skipped cgroups", f"It is not used: {exc}")
-            return frozenset(), (problem,)
+            return frozenset(), (self._unused(exc),)
+        places, problems = set(), []
+        for line in lines:
+            try:
+                places.add(self._place(line))
+            except ModelError as exc:
+                problems.append(self._unused(exc))
+        return frozenset(places), tuple(problems)
+
+    def _unused(self, error: Exception) -> Problem:
+        log.warning("skipped cgroups unknown path=%s reason=%s", self._file, error)
+        return Problem(str(self._file), "", "skipped cgroups", f"It is not used: {error}")
 
     def _save(self, asked: frozenset[PurePath]) -> None:
         """Errors: ConfigError; then nothing has changed."""

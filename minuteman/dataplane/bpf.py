@@ -33,6 +33,8 @@ GET_SOCKET_COOKIE, GET_NETNS_COOKIE, GET_CURRENT_ANCESTOR_CGROUP_ID = 46, 122, 1
 KTIME_GET_COARSE_NS, SET_RETVAL = 160, 187
 QUERY_EFFECTIVE = 1
 ANY = 0
+ENOTSUPP = 524
+"""The kernel's own, linux/errno.h: the map cannot do that."""
 
 
 class _MapInfo(ctypes.Structure):
@@ -286,6 +288,37 @@ def read_hash(fd: int, key_size: int, value_size: int) -> Iterator[tuple[bytes, 
                 keys[i * key_size : (i + 1) * key_size],
                 values[i * value_size : (i + 1) * value_size],
             )
+
+
+def read_trie(fd: int, key_size: int, value_size: int) -> Iterator[tuple[bytes, bytes]]:
+    """Every entry of a trie of prefixes, that nobody writes meanwhile."""
+    try:
+        yield from read_hash(fd, key_size, value_size)
+    except DataplaneError as exc:
+        if exc.errno != ENOTSUPP:
+            raise
+        yield from read_singly(fd, key_size, value_size)  # before Linux 5.13 it has no batches
+
+
+def read_singly(fd: int, key_size: int, value_size: int) -> Iterator[tuple[bytes, bytes]]:
+    """Every entry of a map, one by one: at ten times the price of batches."""
+    key: bytes | None = None
+    while (key := _next_key(fd, key, key_size)) is not None:
+        value = lookup(fd, key, value_size)
+        if value is not None:
+            yield key, value
+
+
+def _next_key(fd: int, key: bytes | None, key_size: int) -> bytes | None:
+    """The key after `key`, the first one after None; None: there is no further one."""
+    following = ctypes.create_string_buffer(key_size)
+    try:
+        _call("bpf_map_get_next_key", fd, key, following)
+    except DataplaneError as exc:
+        if exc.errno == errno.ENOENT:
+            return None
+        raise
+    return following.raw
 
 
 def read_array(fd: int, value_size: int, count: int) -> bytes:

@@ -65,6 +65,7 @@ class KernelDataplane:
         served_before = where.serve()
         try:
             self._lock_fd = pins.own(self._root)
+            where.check_alone()
             _load(where, self._state_dir / "cache", self._limits)
             self._maps = Maps.open(where.maps, self._limits)
             self._state = self._maps.read_state()

@@ -12,7 +12,7 @@ from ipaddress import IPv4Network, IPv6Network
 from struct import Struct
 
 from minuteman.model import BackendCounters, Endpoint, Frontend, Tier, Transport
-from minuteman.reconcile.kernelstate import Limits, Prefix, PutBackend
+from minuteman.reconcile.kernelstate import Limits, Owner, Prefix, PutBackend
 
 SCHEMA = 2
 """Goes up with every change of a struct or map; each schema has its own folder of pins."""
@@ -25,7 +25,7 @@ VIP = Struct("=II4I4I16s2sBxI")
 SLOT = Struct("=I")
 BACKEND = Struct("=16s2sBBHHII")
 BACKEND_STATS = Struct("=4I4Q20Q")
-INNER = Struct("=16s2s2x")
+INNER = Struct("=16s2s2xI")
 PREFIX = Struct("=I16s")
 OWNER = Struct("=I")
 COOKIE = Struct("=Q")
@@ -41,11 +41,9 @@ REASON = Struct("=Q")
 META = Struct("=IIQ16s")
 
 FLOWS, AFFINITIES, SKIPS = 131_072, 65_536, 1_024
+"""Capacity of maps for which there is no setting."""
 CGROUP_LEVELS = 16
 """How deep the programs look for a skipped cgroup, the root included; ebpf/find.h."""
-"""Capacity of maps for which there is no setting."""
-OTHER_PREFIXES = 1_024
-"""Prefixes beside one for the address of each VIP."""
 SPILL_PLACES = 64
 """Neighbours in `conns` that share an entry of `spills`."""
 HAS_INNER = 1
@@ -53,6 +51,8 @@ HAS_INNER = 1
 
 PROTOCOL: Mapping[Transport, int] = {"tcp": 6, "udp": 17}
 TRANSPORT: Mapping[int, Transport] = {number: name for name, number in PROTOCOL.items()}
+_TIERS = frozenset(Tier)
+_OWNERS: Mapping[int, Owner] = {owner.value: owner for owner in Owner}
 MAPPED_PREFIX = bytes(10) + b"\xff\xff"
 
 REASONS = (
@@ -100,9 +100,7 @@ def map_shapes(limits: Limits) -> dict[str, MapShape]:
         "backends": MapShape(ARRAY, index, BACKEND.size, limits.backends),
         "backend_stats": MapShape(ARRAY, index, BACKEND_STATS.size, limits.backends),
         "inners": MapShape(HASH, index, INNER.size, limits.backends, NO_PREALLOC),
-        "prefixes": MapShape(
-            LPM_TRIE, PREFIX.size, OWNER.size, limits.vips + OTHER_PREFIXES, NO_PREALLOC
-        ),
+        "prefixes": MapShape(LPM_TRIE, PREFIX.size, OWNER.size, limits.prefixes, NO_PREALLOC),
         "conns": MapShape(ARRAY, index, CONN.size, places),
         "more_conns": MapShape(HASH, COOKIE.size, CONN.size, places, NO_PREALLOC),
         "spills": MapShape(ARRAY, index, SPILLED.size, places // SPILL_PLACES),
@@ -131,10 +129,12 @@ def pack_frontend(frontend: Frontend) -> bytes:
     )
 
 
-def unpack_frontend(raw: bytes) -> Frontend:
-    """The frontend of a key of either map, told apart by its length."""
+def unpack_frontend(raw: bytes) -> Frontend | None:
+    """The frontend of a key of either map, told apart by its length; None: it is none of ours."""
     key = VIP4_KEY if len(raw) == VIP4_KEY.size else VIP6_KEY
     packed, port, protocol = key.unpack(raw)
+    if protocol not in TRANSPORT:
+        return None
     return Frontend(
         Endpoint(packed, 0, "tcp").address, int.from_bytes(port, "big"), TRANSPORT[protocol]
     )
@@ -199,7 +199,7 @@ def unpack_backend(
     `inner` is what `inners` has under the id.
     """
     address, port, protocol, tier, weight, flags, vip_id, epoch = BACKEND.unpack(raw)
-    if not weight:
+    if not weight or protocol not in TRANSPORT or tier not in _TIERS:
         return None, epoch
     transport = TRANSPORT[protocol]
     endpoint = Endpoint(unmapped(address), int.from_bytes(port, "big"), transport)
@@ -207,17 +207,17 @@ def unpack_backend(
     return PutBackend(backend_id, vip_id, endpoint, weight, Tier(tier), inside), epoch
 
 
-def pack_inner(inner: Endpoint) -> bytes:
+def pack_inner(inner: Endpoint, backend_id: int) -> bytes:
     """Value of `inner` in `inners`.
 
-    Shape: address(16) port(2) zero(2).   Source: struct inner.
+    Shape: address(16) port(2) zero(2) backend id(4).   Source: struct inner.
     """
-    return INNER.pack(mapped(inner.address_packed), inner.port.to_bytes(2, "big"))
+    return INNER.pack(mapped(inner.address_packed), inner.port.to_bytes(2, "big"), backend_id)
 
 
 def unpack_inner(raw: bytes, transport: Transport) -> Endpoint:
     """The endpoint in a value of `inners`."""
-    address, port = INNER.unpack(raw)
+    address, port, _backend_id = INNER.unpack(raw)
     return Endpoint(unmapped(address), int.from_bytes(port, "big"), transport)
 
 
@@ -235,8 +235,13 @@ def unpack_prefix(raw: bytes) -> Prefix:
     """The prefix of a key of `prefixes`."""
     bits, address = PREFIX.unpack(raw)
     if address.startswith(MAPPED_PREFIX) and bits >= 8 * len(MAPPED_PREFIX):
-        return IPv4Network((address[12:], bits - 8 * len(MAPPED_PREFIX)))
-    return IPv6Network((address, bits))
+        return IPv4Network((address[12:], bits - 8 * len(MAPPED_PREFIX)), strict=False)
+    return IPv6Network((address, bits), strict=False)
+
+
+def unpack_owner(raw: bytes) -> Owner | None:
+    """The owner in a value of `prefixes`; None: that is none of ours."""
+    return _OWNERS.get(OWNER.unpack(raw)[0])
 
 
 def unpack_stats(raw: bytes, now_ns: int) -> BackendCounters:

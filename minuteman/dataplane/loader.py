@@ -139,7 +139,7 @@ def compile_and_pin(where: pins.Pins, cache: Path, limits: Limits) -> None:
         "MAX_VIPS": limits.vips,
         "MAX_SLOTS": limits.slots,
         "MAX_BACKENDS": limits.backends,
-        "MAX_PREFIXES": limits.vips + layout.OTHER_PREFIXES,
+        "MAX_PREFIXES": limits.prefixes,
         "MAX_CONNS": layout.conn_places(limits),
         "MAX_FLOWS": layout.FLOWS,
         "MAX_AFFINITIES": layout.AFFINITIES,

@@ -71,7 +71,7 @@ class Maps:
         self._write_array("backend_stats", [(b.id, unused) for b in used_before])
         for backend in backends:
             if backend.inner:
-                inner = layout.pack_inner(backend.inner)
+                inner = layout.pack_inner(backend.inner, backend.id)
                 bpf.update(self.fds["inners"], layout.SLOT.pack(backend.id), inner)
         self._write_array(
             "backends",
@@ -157,13 +157,19 @@ class Maps:
 
     # ---- reading --------------------------------------------------------------------------------
     def read_state(self) -> KernelState:
-        """Everything the maps say. A backend that is in no VIP's run is a leftover, and free."""
+        """Everything the maps say.
+
+        A backend that is in no VIP's run is a leftover of an agent that was killed, or of a write
+        that failed. It is freed here: a client or a socket that keeps its backend would go on with
+        it.
+        """
         vips = self.read_vips()
         end = max((vip.base + vip.size for vip in vips), default=0)
         slots = memoryview(bpf.read_array(self.fds["slots"], layout.SLOT.size, end)).cast("I")
         runs = {vip.base: tuple(slots[vip.base : vip.base + vip.size]) for vip in vips if vip.size}
         backends = self._read_backends()
         used = {backend_id for run in runs.values() for backend_id in run}
+        self.free_backends([backend for i, backend in backends.items() if i not in used])
         return KernelState(
             self.limits,
             generation=self._read_generation(),
@@ -178,15 +184,18 @@ class Maps:
         places = {}
         for name, key in (("vips4", layout.VIP4_KEY), ("vips6", layout.VIP6_KEY)):
             for raw, place in bpf.read_hash(self.fds[name], key.size, layout.PLACE.size):
-                places[layout.unpack_frontend(raw)] = layout.PLACE.unpack(place)[0]
+                if (frontend := layout.unpack_frontend(raw)) is not None:
+                    places[frontend] = layout.PLACE.unpack(place)[0]
         places = {f: place for f, place in places.items() if place < self.limits.vips}
         self.places.adopt(places)
         return [self.places.read(frontend) for frontend in places]
 
     def _read_prefixes(self) -> dict[Prefix, Owner]:
-        raw = bpf.read_hash(self.fds["prefixes"], layout.PREFIX.size, layout.OWNER.size)
+        raw = bpf.read_trie(self.fds["prefixes"], layout.PREFIX.size, layout.OWNER.size)
         return {
-            layout.unpack_prefix(key): Owner(layout.OWNER.unpack(value)[0]) for key, value in raw
+            layout.unpack_prefix(key): owner
+            for key, value in raw
+            if (owner := layout.unpack_owner(value)) is not None
         }
 
     def _read_backends(self) -> dict[int, PutBackend]:

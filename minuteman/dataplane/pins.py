@@ -114,6 +114,22 @@ class Pins:
                     f"it is {pinned}, wanted is {shape}; `minuteman detach` removes it",
                 )
 
+    def check_alone(self) -> None:
+        """Look for programs of another schema that are attached.
+
+        They would run before ours, and go by maps that nobody writes any more.
+
+        Errors: LayoutError when there are.
+        """
+        for link in self.root.glob("v*/links/*"):
+            if link.parent != self.links:
+                raise LayoutError(
+                    f"use {self.root}",
+                    errno.EEXIST,
+                    f"programs of another version serve from {link.parent.parent.name}; "
+                    "`minuteman detach` removes them",
+                )
+
     def serve(self) -> bool:
         """Whether programs of ours are attached, of any schema."""
         return any(self.root.glob("v*/links/*"))

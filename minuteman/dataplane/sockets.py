@@ -50,7 +50,8 @@ def local_addresses() -> frozenset[Address]:
     Source: RTM_GETADDR.   Errors: DataplaneError.
     """
     with _routing("list local addresses") as netlink:
-        found = [message.get_attr("IFA_ADDRESS") for message in netlink.get_addr()]
+        # Where a link has two ends, IFA_ADDRESS is the other one.
+        found = [m.get_attr("IFA_LOCAL") or m.get_attr("IFA_ADDRESS") for m in netlink.get_addr()]
     return frozenset(ip_address(text) for text in found if text)
 
 

@@ -127,8 +127,8 @@ def take_census(entries: Mapping[int, Entry]) -> Census:
                 found = connected_sockets()
                 namespaces |= {entries[c].netns for c in found & entries.keys()}
                 sockets |= found
-            elif cookie in wanted:
-                namespaces.add(cookie)
+            elif (low := cookie % 2**32) in wanted:  # of which struct conn has the low half
+                namespaces.add(low)
                 sockets |= connected_sockets()
     return Census(frozenset(sockets), frozenset(namespaces))
 

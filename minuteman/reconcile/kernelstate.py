@@ -113,6 +113,11 @@ class Limits:
     """Sockets with a connection to a VIP: there is room for at least so many. One for which there
     is none is connected, but not counted."""
 
+    @property
+    def prefixes(self) -> int:
+        """One for the address of each VIP, and more for the ranges and this host."""
+        return self.vips + 1024
+
 
 @dataclass(slots=True)
 class FreeSlots:

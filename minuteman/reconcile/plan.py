@@ -138,14 +138,13 @@ class Planner:
     def _owner(self, prefix: Prefix, ground: Ground) -> Owner | None:
         """Whose the addresses of `prefix` are; None: nobody's, or as a shorter prefix says."""
         address = prefix.network_address
+        is_one = prefix.prefixlen == prefix.max_prefixlen
         in_range = any(_contains(each, address) for each in ground.ranges)
+        if is_one and address in ground.host:
+            return Owner.HOST if in_range or address in self._at else None
         if prefix in ground.ranges:
             return Owner.VIPS
-        if prefix.prefixlen != prefix.max_prefixlen or not (in_range or address in self._at):
-            return None
-        if address in ground.host:
-            return Owner.HOST
-        return None if in_range else Owner.VIPS
+        return Owner.VIPS if is_one and address in self._at and not in_range else None
 
     def _claim(self, key: VipKey, vip: Vip | None) -> tuple[Frontend, ...]:
         """Note what `key` asks for now: the frontends that this may change."""
@@ -343,17 +342,17 @@ class _Draft:
     def own(self, prefix: Prefix, owner: Owner | None, *, is_complete: bool) -> None:
         """Have the kernel know `owner` of `prefix`, None as nobody.
 
-        Until `is_complete`, when every VIP is known, nothing more is refused than before.
+        Until `is_complete`, when every VIP is known, nothing more is refused than before. Where
+        there is no room for one more prefix, what is no VIP passes.
         """
         before = self._actual.prefixes.get(prefix)
         if owner is before or not (is_complete or owner is Owner.HOST):
             return
         if owner is None:
             self._prefix_drops.append(DropPrefix(prefix))
-        elif owner is Owner.HOST:
-            self._host_puts.append(PutPrefix(prefix, owner))
-        else:
-            self._prefix_puts.append(PutPrefix(prefix, owner))
+        elif before is not None or self._room.reserve_prefix():
+            puts = self._host_puts if owner is Owner.HOST else self._prefix_puts
+            puts.append(PutPrefix(prefix, owner))
 
     def drop(self, frontend: Frontend) -> None:
         """Have the kernel forget `frontend`, if it knows it."""
@@ -437,6 +436,7 @@ class _Room:
         self._vips = len(actual.frontends)
         self._ids = actual.free_ids()
         self._ids_left = actual.limits.backends - 1 - len(actual.backends)
+        self._prefixes_left = actual.limits.prefixes - len(actual.prefixes)
         self._free = actual.free_slots
         self._reserved: dict[int, int] = {}
         """Index of a free piece -> slots reserved from its start on."""
@@ -456,6 +456,11 @@ class _Room:
         self._vips += is_new
         self._ids_left -= ids
         return base
+
+    def reserve_prefix(self) -> bool:
+        """Reserve room for a prefix, if there is any."""
+        self._prefixes_left -= 1
+        return self._prefixes_left >= 0
 
     def next_id(self) -> int:
         """One of the backend ids that were reserved."""

@@ -48,8 +48,13 @@ class Target:
         """What, wanted, found, and whether it is met."""
         met = self.found >= self.bound if self.at_least else self.found <= self.bound
         sign = ">=" if self.at_least else "<="
-        wanted = f"{sign} {self.bound:g}{self.unit}"
-        return self.what, wanted, f"{self.found:.4g}{self.unit}", "yes" if met else "no"
+        wanted = f"{sign} {_short(self.bound)}{self.unit}"
+        return self.what, wanted, f"{_short(self.found)}{self.unit}", "yes" if met else "no"
+
+
+def _short(value: float) -> str:
+    """Four digits, of a large number all of those before the point."""
+    return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -458,15 +458,15 @@ static void stream(struct client *client)
     memset(block, STREAM, sizeof block);
     wait_for_line();
     measured.started_ns = monotonic_ns();
-    until_ns = measured.started_ns + client->count * 1000000ull;
     if (connect(fd, (struct sockaddr *)&to, sizeof to))
         err(1, "connect");
-    while (monotonic_ns() < until_ns) {
+    until_ns = monotonic_ns() + client->count * 1000000ull;
+    do {
         sent = send(fd, block, sizeof block, MSG_NOSIGNAL);
         if (sent < 0)
             err(1, "send");
         measured.count += (uint64_t)sent;
-    }
+    } while (monotonic_ns() < until_ns);
     shutdown(fd, SHUT_WR);
     if (recv(fd, block, 1, 0) != 0) /* the server closes when it has everything */
         err(1, "not everything arrived");

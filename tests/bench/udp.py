@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.bench import programs
@@ -24,7 +24,6 @@ from tests.bench.course import (
     all_of,
     course,
     median_ratio,
-    over_direct,
     rate,
     rates_table,
 )
@@ -32,11 +31,8 @@ from tests.bench.programs import Case, RunTime
 from tests.bench.report import Section, Table, Target, microseconds, percentile
 from tests.bench.traffic import Kind
 
-ROUNDS = 15
-ALONE_REQUESTS = 6_000
-CROWD_REQUESTS = 3_000
-CROWD = 4
-"""Clients on each core, when every core is busy."""
+ROUNDS = 30
+REQUESTS = 5_000
 RATE_FLOORS = {DIRECT: 0.95, NFTABLES: 1}
 """What the rate of the VIP is to be, over that of each of them."""
 KINDS: Mapping[str, Kind] = {"unconnected": "ask", "connected": "ask-connected"}
@@ -47,13 +43,11 @@ PROGRAMS = ("sendmsg4", "recvmsg4")
 ByKind = Mapping[str, Rounds[Load]]
 
 
-def race(
-    here: Course, rounds: int, requests: int, cpus: Sequence[int], crowd: int = 1
-) -> dict[str, list[dict[str, Load]]]:
-    """For both kinds of socket, rounds of `crowd` clients on each of `cpus`."""
+def race(here: Course, rounds: int, requests: int, cpu: int) -> dict[str, list[dict[str, Load]]]:
+    """For both kinds of socket, rounds of one client on `cpu` with so many requests."""
 
     def rounds_of(kind: Kind) -> list[dict[str, Load]]:
-        return list(here.race(rounds, lambda way: here.load(way, requests, cpus, crowd, kind)))
+        return list(here.race(rounds, lambda way: here.load(way, requests, [cpu], kind=kind)))
 
     return {name: rounds_of(kind) for name, kind in KINDS.items()}
 
@@ -77,22 +71,17 @@ def run_times(here: Course, rounds: int, requests: int, cpu: int) -> Rounds[Mapp
 
 
 # ---- what the rounds say ------------------------------------------------------------------------
-def times_table(found: ByKind) -> Table:
+def times_table(rounds_by_kind: ByKind) -> Table:
     """Times of one request after the other."""
     rows = []
-    for kind, rounds in found.items():
+    for kind, rounds in rounds_by_kind.items():
         for way in rounds[0]:
             load = all_of(rounds, way)
             sending, answer = load.call_ns, load.answer_ns
-            shares = [(sending, 0.5), (answer, 0.5), (answer, 0.99)]
+            shares = [(sending, 0.5), (sending, 0.99), (answer, 0.5), (answer, 0.99)]
             times = [microseconds(percentile(ordered, share)) for ordered, share in shares]
-            rows.append((f"{kind}, {way}", *times, over_direct(rounds, answer_p50, way)))
-    return Table(("us", "send p50", "answer p50", "p99", "answer p50 / direct"), rows)
-
-
-def answer_p50(load: Load) -> float:
-    """Median time to the answer, in ns."""
-    return statistics.median(load.answer_ns)
+            rows.append((f"{kind}, {way}", *times))
+    return Table(("us", "send p50", "p99", "answer p50", "p99"), rows)
 
 
 def programs_table(rounds: Rounds[Mapping[str, RunTime]]) -> Table:
@@ -107,34 +96,27 @@ def programs_table(rounds: Rounds[Mapping[str, RunTime]]) -> Table:
 
 
 def measure(folder: Path) -> Section:
-    """Run everything and say what was found."""
-    cpus = sorted(os.sched_getaffinity(0))
-    with course(folder) as here:
-        with here.serving(cpus[:1]):
-            alone = race(here, ROUNDS, ALONE_REQUESTS, cpus[:1])
-            times = run_times(here, ROUNDS, ALONE_REQUESTS, cpus[0])
-        with here.serving(cpus):
-            crowd = race(here, ROUNDS, CROWD_REQUESTS, cpus, CROWD)
-    return report(alone, crowd, times, len(cpus))
+    """Run it and say what was found."""
+    cpu = min(os.sched_getaffinity(0))
+    with course(folder) as here, here.serving([cpu]):
+        rounds = race(here, ROUNDS, REQUESTS, cpu)
+        return report(rounds, run_times(here, ROUNDS, REQUESTS, cpu))
 
 
-def report(
-    alone: ByKind, crowd: ByKind, times: Rounds[Mapping[str, RunTime]], cores: int
-) -> Section:
-    """What the rounds say of one client, of every core busy, and of the programs."""
+def report(rounds_by_kind: ByKind, times: Rounds[Mapping[str, RunTime]]) -> Section:
+    """What the rounds say, and the programs."""
     return Section(
         "UDP",
         (
-            "A request and its answer, one after the other, on one core together with the "
-            "servers; unconnected, by sendto() and recvfrom(), and connected, by send() and "
-            f"recv(). {ROUNDS} rounds of {ALONE_REQUESTS:,} requests each way. Each client asks "
-            "one server. HAProxy has no UDP.",
-            times_table(alone),
-            f"Every core busy: {CROWD} such clients and the servers on each of {cores} cores, "
-            f"{ROUNDS} rounds of {CROWD_REQUESTS:,} requests for each client, unconnected:",
-            rates_table(crowd["unconnected"], "requests"),
+            "A client that asks one server again and again and waits for each answer, on one core "
+            "together with the servers; unconnected by sendto() and recvfrom(), connected by "
+            f"send() and recv(). {ROUNDS} rounds of {REQUESTS:,} requests each way. "
+            "HAProxy has no UDP.",
+            times_table(rounds_by_kind),
+            "Unconnected:",
+            rates_table(rounds_by_kind["unconnected"], "requests"),
             "Connected:",
-            rates_table(crowd["connected"], "requests"),
+            rates_table(rounds_by_kind["connected"], "requests"),
             "Mean run time of the programs for an unconnected socket, by the kernel's own count.",
             programs_table(times),
         ),
@@ -145,7 +127,7 @@ def report(
                 median_ratio(rounds, rate, VIP, base),
                 at_least=True,
             )
-            for kind, rounds in crowd.items()
+            for kind, rounds in rounds_by_kind.items()
             for base, bound in RATE_FLOORS.items()
         ],
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from ipaddress import ip_address
 from itertools import count
@@ -18,7 +19,7 @@ from lab.sandbox import VARIABLE, remove_cgroup
 from minuteman.dataplane import bpf, layout
 from minuteman.dataplane.kernel import KernelDataplane
 from minuteman.dataplane.pins import Pins
-from minuteman.model import Endpoint, Frontend, Tier, Transport
+from minuteman.model import BackendCounters, Endpoint, Frontend, Tier, Transport
 from minuteman.reconcile.kernelstate import (
     DropPrefix,
     DropVip,
@@ -32,6 +33,8 @@ from minuteman.reconcile.kernelstate import (
 )
 
 LIMITS = Limits(vips=256, slots=4096, backends=1024, conns=4096)
+SO_COOKIE = 57
+"""asm-generic/socket.h"""
 _numbers = count()
 
 
@@ -80,8 +83,7 @@ class Backends:
 
     def listen(self, host: str = "127.0.0.1", port: int = 0) -> Endpoint:
         """Start one; without a `port`, at one that is free."""
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, port), family=family, backlog=1024)
+        listener = socket.create_server((host, port), family=family_of(host), backlog=1024)
         port = listener.getsockname()[1]
         endpoint = Endpoint(ip_address(host).packed, port, "tcp")
         thread = threading.Thread(target=_greet, args=(listener, port), daemon=True)
@@ -123,9 +125,29 @@ def frontend(text: str, port: int, transport: Transport = "tcp") -> Frontend:
     return Frontend(ip_address(text), port, transport)
 
 
+def family_of(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def endpoint_of(server: socket.socket) -> Endpoint:
+    """Where a socket is bound to."""
+    host, port, *_ = server.getsockname()
+    transport: Transport = "tcp" if server.type == socket.SOCK_STREAM else "udp"
+    return Endpoint(ip_address(host).packed, port, transport)
+
+
+def ports(endpoints: Iterable[Endpoint]) -> set[int]:
+    return {endpoint.port for endpoint in endpoints}
+
+
+def cookie_of(sock: socket.socket) -> int:
+    """The kernel's number of a socket."""
+    return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8), sys.byteorder)
+
+
 def connect(address: str, port: int) -> socket.socket:
     """A connected TCP socket of the family of `address`, with a deadline."""
-    sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    sock = socket.socket(family_of(address))
     sock.settimeout(5)
     try:
         sock.connect((address, port))
@@ -221,6 +243,16 @@ class Kernel:
             key = layout.SLOT.pack(reason)
             bpf.update(reasons, key, bytes(8 * len(bpf.read_percpu(reasons, key))))
         os.close(reasons)
+
+
+def counted(kernel: Kernel, endpoint: Endpoint, vip: Frontend) -> BackendCounters:
+    """What is counted for a backend of `vip`; nothing when it has none there."""
+    return kernel.dataplane.counters().by_vip_backend.get((vip, endpoint), BackendCounters())
+
+
+def reasons(kernel: Kernel) -> dict[str, int]:
+    """How often each decision was taken, of those that were taken at all."""
+    return {name: count for name, count in kernel.dataplane.counters().reasons.items() if count}
 
 
 @pytest.fixture(scope="session")

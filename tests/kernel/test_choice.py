@@ -8,7 +8,6 @@ import errno
 import os
 import select
 import socket
-import struct
 import subprocess
 import threading
 import time
@@ -25,16 +24,20 @@ import pytest
 from lab.wait import until
 from minuteman.dataplane import bpf, conns, layout
 from minuteman.dataplane.pins import Pins
-from minuteman.model import BackendCounters, Endpoint, Frontend, Tier
+from minuteman.model import Endpoint, Tier
 from minuteman.reconcile.kernelstate import Limits, Op, PutBackend, WriteRun
+from tests.kernel.churn import drop_all, hear_again
 from tests.kernel.conftest import (
+    LIMITS,
     Backends,
     Inside,
     Kernel,
     connect,
+    counted,
     frontend,
     new_cgroup,
     new_pins,
+    reasons,
     who_answers,
 )
 
@@ -43,11 +46,6 @@ VIP = frontend(ADDRESS, PORT)
 LOOPBACK = ip_address("127.0.0.1").packed
 NOBODY = 0
 """In place of the port of a backend: the connection was refused, or nobody answered."""
-
-SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27
-"""asm-generic/socket.h"""
-BPF_RET = 0x06
-"""linux/bpf_common.h: the filter's verdict, the number of bytes that are kept."""
 
 CLONE_NEWNET = 0x40000000
 """linux/sched.h"""
@@ -58,15 +56,6 @@ EJECTED_UNTIL_NS = 4
 """Where it is in BACKEND_STATS."""
 PHASE, CONNECTING = 7, 1
 """Where it is in CONN, and one of its values. Source: maps.h."""
-
-
-def counted(kernel: Kernel, endpoint: Endpoint, vip: Frontend = VIP) -> BackendCounters:
-    return kernel.dataplane.counters().by_vip_backend.get((vip, endpoint), BackendCounters())
-
-
-def reasons(kernel: Kernel) -> dict[str, int]:
-    """How often each decision was taken, of those that were taken at all."""
-    return {name: count for name, count in kernel.dataplane.counters().reasons.items() if count}
 
 
 def try_once() -> int:
@@ -104,17 +93,10 @@ def begin_to_connect(held: ExitStack) -> None:
 
 @contextmanager
 def black_hole(port: int = 0) -> Iterator[socket.socket]:
-    """A listener whose packets are all dropped: SYNs are not answered. `hear` ends that."""
-    drop_all = ctypes.create_string_buffer(struct.pack("=HBBI", BPF_RET, 0, 0, 0))
-    program = struct.pack("@HP", 1, ctypes.addressof(drop_all))
+    """A listener whose packets are all dropped: SYNs are not answered until `hear_again`."""
     with socket.create_server(("127.0.0.1", port), backlog=64) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+        drop_all(listener)
         yield listener
-
-
-def hear(hole: socket.socket) -> None:
-    """Have the kernel answer again."""
-    hole.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
 
 
 # ---- time ----------------------------------------------------------------------------------------
@@ -151,6 +133,7 @@ def elapse(kernel: Kernel, seconds: float) -> None:
     """
     passed_ns = round(seconds * 1e9)
     with pinned(kernel, "backend_stats") as stats:
+        await_silence(stats)
         for backend_id in kernel.state.backends:
             fields = read_stats(stats, backend_id)
             if fields[EJECTED_UNTIL_NS]:
@@ -171,6 +154,18 @@ def elapse(kernel: Kernel, seconds: float) -> None:
                 earlier_ms = (started_ms - passed_ns // 1_000_000) % 2**32
                 place = layout.SLOT.pack(cookie % given.size)
                 bpf.update(given.places, place, layout.CONN.pack(*conn, earlier_ms, cookie))
+
+
+def await_silence(stats: int) -> None:
+    """Return when nothing is counted any more: what is counted during a write is lost."""
+    last = b""
+
+    def is_silent() -> bool:
+        nonlocal last
+        before, last = last, bpf.read_array(stats, layout.BACKEND_STATS.size, LIMITS.backends)
+        return before == last
+
+    until("silence", is_silent, 5)
 
 
 # ---- shares --------------------------------------------------------------------------------------
@@ -311,7 +306,7 @@ def test_a_slow_backend_has_less_than_its_share(
 def eject(kernel: Kernel, *endpoints: Endpoint) -> Counter[int]:
     """Connect until all of `endpoints`, which refuse, have been ejected: what has answered."""
     answers: Counter[int] = Counter()
-    while not all(counted(kernel, endpoint).ejected for endpoint in endpoints):
+    while not all(counted(kernel, endpoint, VIP).ejected for endpoint in endpoints):
         answers[try_once()] += 1
         assert answers.total() < 1000
     return answers
@@ -327,9 +322,9 @@ def test_case_15_a_backend_that_refuses_five_times_in_a_row_is_ejected(
         assert eject(kernel, closed)[NOBODY] == EJECT_FAILURES
         answers = tries(200)
     assert answers.keys() == {member.port for member in members}
-    assert counted(kernel, closed).ejected
-    assert counted(kernel, closed).failures == EJECT_FAILURES
-    assert not any(counted(kernel, member).ejected for member in members)
+    assert counted(kernel, closed, VIP).ejected
+    assert counted(kernel, closed, VIP).failures == EJECT_FAILURES
+    assert not any(counted(kernel, member, VIP).ejected for member in members)
     told = reasons(kernel)
     assert told["ejected"] == 1
     assert told.keys() <= {"translated", "ejected"}
@@ -355,7 +350,7 @@ def test_case_15_an_ejected_backend_is_tried_by_one_connection_after_its_time(
         assert backends.listen(port=closed.port) == closed
         # It succeeds, so all is as before at once.
         assert 25 < tries(100)[closed.port] < 75
-    assert counted(kernel, closed).consecutive_failures == 0
+    assert counted(kernel, closed, VIP).consecutive_failures == 0
     assert read_ejected_until(kernel, closed) == 0
     assert reasons(kernel)["ejected"] == 1
 
@@ -372,10 +367,10 @@ def test_case_15_a_trial_is_one_connection_as_long_as_it_lasts(
         with black_hole(closed.port) as hole, ExitStack() as held:
             for _ in range(50):
                 begin_to_connect(held)
-            assert counted(kernel, closed).connecting == 1
+            assert counted(kernel, closed, VIP).connecting == 1
             assert tries(50) == {member.port: 50}
             # Its SYN is sent again after a second, and answered.
-            hear(hole)
+            hear_again(hole)
             until("success of the trial", lambda: not read_ejected_until(kernel, closed), 5)
 
 
@@ -392,8 +387,8 @@ def test_case_15_a_trial_is_one_connection_where_a_second_look_begins_it(
             for _ in range(10):
                 begin_to_connect(held)
             # One each; then the first one of the better tier is the last resort.
-            assert counted(kernel, draining).connecting == 1
-            assert counted(kernel, up).connecting == 9
+            assert counted(kernel, draining, VIP).connecting == 1
+            assert counted(kernel, up, VIP).connecting == 9
             assert reasons(kernel)["last_resort"] == 8
 
 
@@ -408,9 +403,9 @@ def test_case_15_a_success_in_between_begins_the_count_anew(
         assert tries(1) == {changing.port: 1}
         backends.stop(changing)
         assert tries(EJECT_FAILURES - 1) == {NOBODY: EJECT_FAILURES - 1}
-        assert not counted(kernel, changing).ejected
+        assert not counted(kernel, changing, VIP).ejected
         assert tries(1) == {NOBODY: 1}
-        assert counted(kernel, changing).ejected
+        assert counted(kernel, changing, VIP).ejected
 
 
 @pytest.mark.parametrize("tier", Tier)
@@ -424,12 +419,12 @@ def test_case_15_where_all_are_ejected_all_are_tried(
     kernel.serve(VIP, [(member, tier) for member in members])
     with inside(cgroup):
         eject(kernel, *members)
-        before = {member: counted(kernel, member).failures for member in members}
+        before = {member: counted(kernel, member, VIP).failures for member in members}
         assert "last_resort" not in reasons(kernel)
         assert tries(60) == {NOBODY: 60}
         # Each was refused by a backend, none by the VIP.
-        assert all(counted(kernel, member).failures > before[member] for member in members)
-        assert sum(counted(kernel, m).failures - before[m] for m in members) == 60
+        assert all(counted(kernel, member, VIP).failures > before[member] for member in members)
+        assert sum(counted(kernel, m, VIP).failures - before[m] for m in members) == 60
         told = reasons(kernel)
         assert told["last_resort"] == 60
         assert told["ejected"] == count
@@ -437,7 +432,7 @@ def test_case_15_where_all_are_ejected_all_are_tried(
         # One that answers is found, and is then the only one.
         back = backends.listen(port=members[-1].port)
         while not try_once():
-            assert counted(kernel, members[0]).failures < 1000
+            assert counted(kernel, members[0], VIP).failures < 1000
         assert tries(50) == {back.port: 50}
 
 
@@ -494,7 +489,7 @@ async def ask_until_ejected(kernel: Kernel, endpoint: Endpoint, patience_seconds
 
     started = time.monotonic()
     clients = [asyncio.create_task(keep_asking()) for _ in range(CLIENTS)]
-    await asyncio.to_thread(until, "ejection", lambda: counted(kernel, endpoint).ejected, 10)
+    await asyncio.to_thread(until, "ejection", lambda: counted(kernel, endpoint, VIP).ejected, 10)
     # As the kernel has noted it: this process may have been kept waiting.
     ended = read_ejected_until(kernel, endpoint) - EJECT_SECONDS
     await end(clients)
@@ -527,14 +522,14 @@ def test_case_16_a_black_hole_is_found_under_load(
         members = [hole, backends.listen(), backends.listen()]
         kernel.serve(VIP, [(member, Tier.UP) for member in members])
         seconds = asyncio.run(ask_until_ejected(kernel, hole, patience_seconds))
-        met = counted(kernel, hole).failures
+        met = counted(kernel, hole, VIP).failures
         # Measured: as long as the clients wait, but at most the second until SYNs are sent again;
         # each client has met it once, and the first to give up perhaps again.
         assert seconds < 2
         assert EJECT_FAILURES <= met < CLIENTS + EJECT_FAILURES
         assert NOBODY not in tries(300)
-        assert counted(kernel, hole).failures == met
-        assert counted(kernel, hole).connecting == 0
+        assert counted(kernel, hole, VIP).failures == met
+        assert counted(kernel, hole, VIP).connecting == 0
 
 
 @pytest.mark.parametrize(("patience_seconds", "counts"), [(0.05, False), (0.5, True)])
@@ -549,9 +544,9 @@ def test_case_16_who_gives_up_has_met_a_failure_only_after_a_while(
             for _ in range(EJECT_FAILURES):
                 begin_to_connect(held)
             elapse(kernel, patience_seconds)
-            assert counted(kernel, hole).connecting == EJECT_FAILURES
-            assert not counted(kernel, hole).ejected
-        found = counted(kernel, hole)
+            assert counted(kernel, hole, VIP).connecting == EJECT_FAILURES
+            assert not counted(kernel, hole, VIP).ejected
+        found = counted(kernel, hole, VIP)
     assert found.connecting == 0
     assert found.failures == found.consecutive_failures == (EJECT_FAILURES if counts else 0)
     assert found.ejected is counts

@@ -10,14 +10,10 @@ from pathlib import Path
 import pytest
 
 from minuteman.model import Endpoint, Tier
-from tests.kernel.conftest import Backends, Inside, Kernel, frontend, who_answers
+from tests.kernel.conftest import Backends, Inside, Kernel, frontend, ports, who_answers
 
 VIP = "1.2.3.4"
 PORT = 5000
-
-
-def ports(endpoints: list[Endpoint]) -> set[int]:
-    return {endpoint.port for endpoint in endpoints}
 
 
 @pytest.mark.parametrize(

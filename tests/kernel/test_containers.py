@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Protocol
@@ -17,7 +18,7 @@ from typing import Protocol
 import pytest
 
 from lab.cgroup import join_command
-from lab.docker import Container, Docker
+from lab.docker import BRIDGE_INTERFACE, Container, Docker
 from lab.sandbox import VARIABLE
 from lab.wait import LabError, until
 from minuteman.dataplane.cgroup import cgroup_id, open_cgroup
@@ -60,6 +61,13 @@ with socket.create_connection((sys.argv[1], int(sys.argv[2])), 5) as client:
     print(*client.getpeername()[:2], client.recv(64, socket.MSG_WAITALL).decode())
 """
 """Says who the peer is, and what it said."""
+
+COME_FROM = """
+import socket, sys
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), 5) as client:
+    print(client.getsockname()[0], client.recv(64, socket.MSG_WAITALL).decode())
+"""
+"""Says from where it was connected, and what the peer said."""
 
 SEND = """
 import socket, sys
@@ -163,6 +171,20 @@ def test_a_container_reaches_itself_through_its_own_vip(
         kernel.serve(frontend(VIP, PORT), [(place(container), Tier.UP)])
         said = container.exec(*PYTHON, CONNECT, VIP, str(PORT))
         assert said == f"{VIP} {PORT} {name_of(container)}\n"
+
+
+def test_the_host_reaches_a_published_port_of_its_own_at_the_container_itself(
+    kernel: Kernel, cgroup: Path, greeter: Container, client: Container
+) -> None:
+    kernel.serve(frontend(VIP, PORT), [(at_published_port(greeter), Tier.UP)])
+    (backend,) = kernel.state.backends.values()
+    bridge, _, _ = BRIDGE_INTERFACE.partition("/")
+    for inner, source in ((None, HOST), (at_container(greeter), bridge)):
+        kernel.apply(replace(backend, inner=inner))
+        assert say_in(cgroup, COME_FROM, VIP, str(PORT)) == f"{source} {name_of(greeter)}\n"
+        # In another network namespace it is the published port, as before.
+        said = client.exec(*PYTHON, COME_FROM, VIP, str(PORT))
+        assert said == f"{client.address} {name_of(greeter)}\n"
 
 
 def test_an_ipv6_socket_in_a_container_reaches_an_ipv4_vip(

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import socket
-import struct
 from pathlib import Path
 
 import pytest
 
 from lab.wait import until
-from minuteman.model import BackendCounters, Endpoint, Frontend, Tier
+from minuteman.model import Tier
 from minuteman.reconcile.kernelstate import PutBackend, Release, SwapVip, WriteRun
-from tests.kernel.conftest import Backends, Inside, Kernel, connect, frontend, who_answers
+from tests.kernel.churn import reset_on_close
+from tests.kernel.conftest import (
+    Backends,
+    Inside,
+    Kernel,
+    connect,
+    counted,
+    frontend,
+    who_answers,
+)
 
 DEADLINE_SECONDS = 10.0
 VIP = frontend("1.2.3.4", 5000)
-
-
-def counted(kernel: Kernel, endpoint: Endpoint, vip: Frontend = VIP) -> BackendCounters:
-    return kernel.dataplane.counters().by_vip_backend.get((vip, endpoint), BackendCounters())
 
 
 def test_a_connection_is_active_until_it_is_closed(
@@ -28,12 +32,14 @@ def test_a_connection_is_active_until_it_is_closed(
     kernel.serve(VIP, [(member, Tier.UP)])
     with inside(cgroup):
         sock = connect("1.2.3.4", 5000)
-        assert counted(kernel, member).active == 1
+        assert counted(kernel, member, VIP).active == 1
         # A reset ends it on both sides at once, with no TIME_WAIT between.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        reset_on_close(sock)
         sock.close()
-    until("end of the connection", lambda: counted(kernel, member).active == 0, DEADLINE_SECONDS)
-    after = counted(kernel, member)
+    until(
+        "end of the connection", lambda: counted(kernel, member, VIP).active == 0, DEADLINE_SECONDS
+    )
+    after = counted(kernel, member, VIP)
     assert (after.connecting, after.successes, after.failures) == (0, 1, 0)
     assert sum(after.connect_log2_us) == 1
 
@@ -48,12 +54,12 @@ def test_a_refused_connection_is_a_failure_and_a_success_clears_the_count(
         for _ in range(3):
             with pytest.raises(ConnectionRefusedError):
                 connect("1.2.3.4", 5000)
-        found = counted(kernel, closed)
+        found = counted(kernel, closed, VIP)
         assert (found.connecting, found.active, found.failures) == (0, 0, 3)
         assert found.consecutive_failures == 3
         with socket.create_server(("127.0.0.1", closed.port)):
             connect("1.2.3.4", 5000).close()
-    found = counted(kernel, closed)
+    found = counted(kernel, closed, VIP)
     assert (found.successes, found.failures, found.consecutive_failures) == (1, 3, 0)
 
 
@@ -68,7 +74,7 @@ def test_one_endpoint_behind_two_vips_is_counted_for_each(
         for _ in range(5):
             who_answers("1.2.3.4", 5000)
         who_answers("1.2.3.5", 80)
-    assert counted(kernel, member).successes == 5
+    assert counted(kernel, member, VIP).successes == 5
     assert counted(kernel, member, other).successes == 1
 
 
@@ -104,5 +110,5 @@ def test_a_change_of_weight_keeps_the_counters(
     with inside(cgroup):
         who_answers("1.2.3.4", 5000)
     kernel.apply(PutBackend(backend_id, run.vip_id, member, 7, Tier.UP))
-    assert counted(kernel, member).successes == 1
+    assert counted(kernel, member, VIP).successes == 1
     assert kernel.dataplane.audit() == kernel.state

@@ -29,7 +29,7 @@ from minuteman.dataplane.sweep import Report
 from minuteman.model import BackendCounters, Endpoint, Tier, Transport
 from minuteman.sweeper import SWEEP, run_sweep
 from tests.kernel import churn
-from tests.kernel.conftest import Inside, Kernel, frontend, new_cgroup, new_pins
+from tests.kernel.conftest import Inside, Kernel, cookie_of, frontend, new_cgroup, new_pins
 from tests.kernel.test_agent import Agents
 
 DEADLINE_SECONDS = 30.0
@@ -37,7 +37,6 @@ ADDRESS, ADDRESS6 = "1.2.3.4", "fd00::7"
 LOOPBACK = ip_address("127.0.0.1").packed
 UNREACHABLE = Endpoint(ip_address("10.99.0.1").packed, 80, "tcp")
 """There is no route to it."""
-SO_COOKIE = 57
 TCP_USER_TIMEOUT = 18
 CHOSEN = 0
 """Source: enum phase in maps.h."""
@@ -330,10 +329,14 @@ def test_a_connection_counts_while_one_half_of_it_is_open(tcp: Service) -> None:
 
 def test_a_connection_that_waits_for_its_time_to_pass_counts_no_more(tcp: Service) -> None:
     client, server = tcp.pair()
-    ours = f":{client.getsockname()[1]:04X} "
+    ours = [f"{sock.getsockname()[1]:04X}" for sock in (client, server)]
     client_closes_first(client, server)
     lines = Path("/proc/thread-self/net/tcp").read_text(encoding="ascii").splitlines()
-    assert [line.split()[3] for line in lines if ours in line] == ["06"]  # TIME_WAIT
+    sockets = [line.split() for line in lines]
+    states = [
+        state for _, *ends, state in (s[:4] for s in sockets) if [e[-4:] for e in ends] == ours
+    ]
+    assert states == ["06"]  # TIME_WAIT
     assert tcp.books() == NOTHING
 
 
@@ -640,10 +643,6 @@ def inside_of(name: str) -> Iterator[None]:
             yield
     finally:
         os.close(fd)
-
-
-def cookie_of(sock: socket.socket) -> int:
-    return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8), sys.byteorder)
 
 
 def phases(service: Service) -> list[int]:

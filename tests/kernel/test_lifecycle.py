@@ -8,18 +8,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 
-from minuteman.dataplane import bpf, pins
+from minuteman.dataplane import bpf, layout, pins
 from minuteman.dataplane.cgroup import cgroup2_mount
 from minuteman.dataplane.kernel import KernelDataplane
 from minuteman.dataplane.loader import compile_and_pin, header_tree
 from minuteman.dataplane.mounts import mounts
-from minuteman.errors import DataplaneError, RunningError, UnsupportedKernelError
+from minuteman.errors import DataplaneError, LayoutError, RunningError, UnsupportedKernelError
 from minuteman.model import Tier
-from minuteman.reconcile.kernelstate import Limits, SwapVip
+from minuteman.reconcile.kernelstate import Limits, Owner, PutBackend, PutPrefix, SwapVip, WriteRun
 from tests.kernel.conftest import (
     LIMITS,
     Backends,
@@ -91,6 +92,48 @@ def test_the_next_agent_finds_everything_and_traffic_never_stops(
     assert successor.attached() == ()
     assert len(effective(cgroup)) == len(pins.PROGRAMS)
     successor.close()
+
+
+def test_what_a_killed_agent_did_not_free_is_nobodys_backend_any_more(
+    kernel: Kernel,
+    backends: Backends,
+    cgroup: Path,
+    pin_root: Path,
+    inside: Inside,
+    tmp_path: Path,
+) -> None:
+    """A client keeps its backend, so it would go on with one that has left the VIP."""
+    gone, member = backends.listen(), backends.listen()
+    old = kernel.serve(VIP, [(gone, Tier.UP)], affinity_seconds=60)
+    with inside(cgroup):
+        assert who_answers("1.2.3.4", 5000) == gone.port
+        new = SwapVip(VIP, old.vip_id, old.base + 1, (1, 0, 0), affinity_seconds=60)
+        kernel.apply(
+            PutBackend(2, old.vip_id, member, 1, Tier.UP), WriteRun(new.base, (2,)), new
+        )  # and no Release: it was killed
+        kernel.dataplane.close()
+        successor = KernelDataplane(cgroup, pin_root, tmp_path, LIMITS)
+        successor.open()
+        assert who_answers("1.2.3.4", 5000) == member.port
+    successor.close()
+
+
+def test_a_map_without_batches_is_read_one_by_one(kernel: Kernel, pin_root: Path) -> None:
+    """No kernel has batches for an array of programs; before Linux 5.13 a trie has none."""
+    programs = bpf.open_pin(pins.Pins(pin_root).maps / "again_connect4")
+    prefixes = bpf.open_pin(pins.Pins(pin_root).maps / "prefixes")
+    try:
+        [(key, _)] = bpf.read_trie(programs, layout.SLOT.size, layout.SLOT.size)
+        assert key == layout.SLOT.pack(0)
+        sizes = layout.PREFIX.size, layout.OWNER.size
+        assert not list(bpf.read_singly(prefixes, *sizes))
+        networks = ("10.0.0.0/8", "10.1.2.3/32", "10.1.2.4/32", "fd00::/8", "fd00::7/128")
+        kernel.apply(*(PutPrefix(ip_network(network), Owner.VIPS) for network in networks))
+        one_by_one = dict(bpf.read_singly(prefixes, *sizes))
+        assert one_by_one == dict(bpf.read_trie(prefixes, *sizes))
+        assert len(one_by_one) == len(networks)
+    finally:
+        bpf.close_all((programs, prefixes))
 
 
 def test_another_cgroup_takes_the_links_along(
@@ -184,6 +227,26 @@ def test_maps_of_another_size_are_refused_and_keep_serving(
         KernelDataplane(cgroup, pin_root, tmp_path, other).open()
     with inside(cgroup):
         assert who_answers("1.2.3.4", 5000) == member.port
+
+
+def test_programs_of_another_schema_are_refused_and_keep_serving(
+    kernel: Kernel,
+    backends: Backends,
+    cgroup: Path,
+    pin_root: Path,
+    inside: Inside,
+    tmp_path: Path,
+) -> None:
+    member = backends.listen()
+    kernel.serve(VIP, [(member, Tier.UP)])
+    kernel.dataplane.close()
+    (pin_root / f"v{layout.SCHEMA}").rename(pin_root / "v1")
+    with pytest.raises(LayoutError, match="v1; `minuteman detach`"):
+        KernelDataplane(cgroup, pin_root, tmp_path, LIMITS).open()
+    with inside(cgroup):
+        assert who_answers("1.2.3.4", 5000) == member.port
+    kernel.dataplane.remove()
+    assert not effective(cgroup)
 
 
 def test_one_agent_at_a_time_has_the_pins(

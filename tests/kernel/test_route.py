@@ -22,7 +22,7 @@ from minuteman.barrier import Barrier
 from minuteman.dataplane import sockets
 from minuteman.dataplane.sockets import set_unreachable, unreachable_networks
 from minuteman.model import Tier
-from tests.kernel.conftest import Backends, Inside, Kernel, frontend, who_answers
+from tests.kernel.conftest import Backends, Inside, Kernel, family_of, frontend, who_answers
 
 RANGES = (ip_network("11.0.0.0/8"), ip_network("fd01:c::/64"))
 UNCLAIMED = ("11.2.3.4", "fd01:c::204", "::ffff:11.2.3.4")
@@ -76,8 +76,7 @@ def way_out() -> Iterator[None]:
 
 def outcome(address: str, kind: int = socket.SOCK_STREAM) -> int:
     """What connect() ends with at once; for TCP EINPROGRESS when a SYN was sent, for UDP 0."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, kind) as client:
+    with socket.socket(family_of(address), kind) as client:
         client.setblocking(False)
         return client.connect_ex((address, 80))
 

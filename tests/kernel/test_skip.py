@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import socket
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_network
@@ -27,7 +26,16 @@ from minuteman.dataplane.pins import Pins
 from minuteman.errors import DataplaneError
 from minuteman.model import Endpoint, Tier
 from minuteman.reconcile.kernelstate import Owner, PutPrefix
-from tests.kernel.conftest import LIMITS, Backends, Inside, Kernel, connect, frontend
+from tests.kernel.churn import reset_on_close
+from tests.kernel.conftest import (
+    LIMITS,
+    Backends,
+    Inside,
+    Kernel,
+    connect,
+    family_of,
+    frontend,
+)
 
 PORT = 5000
 EMPTY = 5001
@@ -49,7 +57,7 @@ class Way:
 
     @property
     def family(self) -> int:
-        return socket.AF_INET6 if ":" in self.address else socket.AF_INET
+        return family_of(self.address)
 
 
 IPV4 = Way("1.2.3.4", "1.2.3.4", "127.0.0.1")
@@ -239,7 +247,7 @@ def test_a_connection_of_one_that_is_left_alone_is_counted_down(
     with inside(below("a")), connect("1.2.3.4", PORT) as client:
         assert active() == 1
         skip(kernel, below("a"))
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        reset_on_close(client)
         client.close()
         assert active() == 0
 

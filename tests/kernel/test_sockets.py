@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import os
 import select
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -19,9 +17,22 @@ import pytest
 from lab.cgroup import join_command
 from lab.sandbox import remove_cgroup
 from lab.wait import until
-from minuteman.model import BackendCounters, Endpoint, Tier, Transport
+from minuteman.model import BackendCounters, Endpoint, Tier
 from minuteman.reconcile.kernelstate import Owner, PutBackend, PutPrefix
-from tests.kernel.conftest import Backends, Inside, Kernel, connect, frontend, who_answers
+from tests.kernel import conftest
+from tests.kernel.churn import disconnect
+from tests.kernel.conftest import (
+    Backends,
+    Inside,
+    Kernel,
+    connect,
+    endpoint_of,
+    family_of,
+    frontend,
+    ports,
+    reasons,
+    who_answers,
+)
 from tests.kernel.uring import SETUP_SQPOLL, SQE_ASYNC, Ring
 
 VIP = "1.2.3.4"
@@ -133,10 +144,6 @@ def sysctl(name: str, value: str) -> Iterator[None]:
         path.write_text(before, encoding="ascii")
 
 
-def family_of(address: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in address else socket.AF_INET
-
-
 def loopback_of(address: str) -> str:
     """Where the backends of a VIP listen in these tests."""
     return "::1" if address == VIP6 else "127.0.0.1"
@@ -150,15 +157,6 @@ def vip_of(address: str) -> str:
 def peer_of(sock: socket.socket) -> tuple[str, int]:
     host, port, *_ = sock.getpeername()
     return host, port
-
-
-def endpoint_of(sock: socket.socket, transport: Transport = "tcp") -> Endpoint:
-    host, port, *_ = sock.getsockname()
-    return Endpoint(ip_address(host).packed, port, transport)
-
-
-def ports(endpoints: list[Endpoint]) -> set[int]:
-    return {endpoint.port for endpoint in endpoints}
 
 
 def greeting(sock: socket.socket) -> int:
@@ -180,18 +178,12 @@ def listed(condition: str) -> list[tuple[str, str, str]]:
 
 
 def counted(kernel: Kernel, endpoint: Endpoint, port: int = PORT) -> BackendCounters:
-    vip = frontend(VIP, port, endpoint.transport)
-    return kernel.dataplane.counters().by_vip_backend.get((vip, endpoint), BackendCounters())
+    return conftest.counted(kernel, endpoint, frontend(VIP, port, endpoint.transport))
 
 
 def wait_for_end(kernel: Kernel, endpoint: Endpoint) -> None:
     """Until no connection to the backend counts any more."""
     until("end of it", lambda: not (c := counted(kernel, endpoint)).active | c.connecting, 5)
-
-
-def reasons(kernel: Kernel) -> dict[str, int]:
-    """How often each decision was taken, those that were."""
-    return {name: n for name, n in kernel.dataplane.counters().reasons.items() if n}
 
 
 # ---- 1: a VIP with a backend ---------------------------------------------------------------------
@@ -549,11 +541,11 @@ def test_case_11_datagrams_go_to_the_containers_own_address(connects: bool, serv
         for sock in (outer, inner, client):
             sock.bind(("127.0.0.1", 0))
             sock.settimeout(5)
-        member = endpoint_of(outer, "udp")
+        member = endpoint_of(outer)
         run = served.serve(frontend(VIP, PORT, "udp"), [(member, Tier.UP)])
         (backend_id,) = served.state.runs[run.base]
         served.apply(
-            PutBackend(backend_id, run.vip_id, member, 1, Tier.UP, inner=endpoint_of(inner, "udp"))
+            PutBackend(backend_id, run.vip_id, member, 1, Tier.UP, inner=endpoint_of(inner))
         )
         if connects:
             client.connect((VIP, PORT))
@@ -611,7 +603,7 @@ def test_case_18_udp_and_tcp_of_one_port_are_independent(
     with socket.socket(type=DGRAM) as server, socket.socket(type=DGRAM) as client:
         server.bind(("127.0.0.1", 0))
         server.settimeout(5)
-        served.serve(frontend(VIP, PORT, "udp"), [(endpoint_of(server, "udp"), Tier.UP)])
+        served.serve(frontend(VIP, PORT, "udp"), [(endpoint_of(server), Tier.UP)])
         client.connect((VIP, PORT))
         assert client.getpeername() == (VIP, PORT)
         client.send(b"hello")
@@ -875,13 +867,6 @@ def test_case_22_a_process_in_another_network_namespace_is_served(
 # ---- 26: a socket that moves on ------------------------------------------------------------------
 
 
-def disconnect(sock: socket.socket) -> None:
-    """connect() to AF_UNSPEC, which Python does not let one say."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.connect(sock.fileno(), bytes(16), 16):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-
 @every_kind
 @every_address
 def test_case_26_a_socket_that_was_disconnected_is_connected_to_what_it_asks_for(
@@ -936,7 +921,7 @@ def test_case_26_a_udp_socket_moves_on_without_being_disconnected(served: Kernel
 def test_case_26_a_udp_socket_that_is_refused_stays_with_its_vip(served: Kernel) -> None:
     with socket.socket(type=DGRAM) as server, socket.socket(type=DGRAM) as client:
         server.bind(("127.0.0.1", 0))
-        member = endpoint_of(server, "udp")
+        member = endpoint_of(server)
         served.serve(frontend(VIP, PORT, "udp"), [(member, Tier.UP)])
         served.serve(frontend(VIP, PORT + 1, "udp"), [])
         client.connect((VIP, PORT))

@@ -7,7 +7,6 @@ Every test is run for an IPv4 VIP, an IPv6 one, and an IPv4 one that an AF_INET6
 
 from __future__ import annotations
 
-import ctypes
 import os
 import socket
 import struct
@@ -29,10 +28,19 @@ import pytest
 from lab.wait import until
 from minuteman.dataplane import bpf, layout
 from minuteman.dataplane.pins import Pins
-from minuteman.model import Backend, BackendCounters, Endpoint, Frontend, Tier, Vip, VipKey
+from minuteman.model import Backend, Endpoint, Frontend, Tier, Vip, VipKey
 from minuteman.reconcile.kernelstate import PutBackend, Release, SwapVip, WriteRun
 from minuteman.reconcile.plan import Planner
-from tests.kernel.conftest import Inside, Kernel, frontend
+from tests.kernel.churn import disconnect
+from tests.kernel.conftest import (
+    Inside,
+    Kernel,
+    cookie_of,
+    counted,
+    endpoint_of,
+    family_of,
+    frontend,
+)
 from tests.kernel.mmsg import Name, receive_many, send_many
 
 DEADLINE_SECONDS = 10.0
@@ -41,8 +49,6 @@ FIXED_PORT = 20_053
 IP_PKTINFO = 8
 """Of linux/in.h; Python has it from 3.12."""
 IP_RECVERR = 11
-SO_COOKIE = 57
-LIBC = ctypes.CDLL(None, use_errno=True)
 TO_VIP, FROM_BACKEND = 0, 1
 """Enum direction, maps.h."""
 
@@ -72,10 +78,6 @@ class Way:
 IPV4 = Way(frontend("1.2.3.4", 53, "udp"), frontend("1.2.3.5", 54, "udp"), "127.0.0.1")
 IPV6 = Way(frontend("fd00::7", 53, "udp"), frontend("fd00::8", 54, "udp"), "::1")
 MAPPED = replace(IPV4, prefix="::ffff:")
-
-
-def family_of(address: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 @pytest.fixture(params=[IPV4, IPV6, MAPPED], ids=["ipv4", "ipv6", "mapped"])
@@ -141,11 +143,6 @@ def bound(host: str) -> socket.socket:
     return server
 
 
-def endpoint_of(server: socket.socket) -> Endpoint:
-    address, port = server.getsockname()[:2]
-    return Endpoint(ip_address(address).packed, port, "udp")
-
-
 def serve(
     kernel: Kernel, vip: Frontend, *members: Endpoint, draining: Sequence[Endpoint] = ()
 ) -> None:
@@ -159,8 +156,7 @@ def serve(
 
 
 def active(kernel: Kernel, vip: Frontend, member: Endpoint) -> int:
-    counted = kernel.dataplane.counters().by_vip_backend
-    return counted.get((vip, member), BackendCounters()).active
+    return counted(kernel, member, vip).active
 
 
 def reason(kernel: Kernel, name: str) -> int:
@@ -198,12 +194,6 @@ def who_answers(way: Way, vip: Frontend) -> int:
     """The port of the backend that a fresh socket reaches without connecting."""
     with way.socket() as sock:
         return ask(sock, way.name(vip)).port
-
-
-def disconnect(sock: socket.socket) -> None:
-    """Undo connect(): to an address of the family AF_UNSPEC, which Python does not let through."""
-    unspecified = bytes(16)
-    assert LIBC.connect(sock.fileno(), unspecified, len(unspecified)) == 0
 
 
 def datagrams_sent() -> int:
@@ -298,6 +288,21 @@ def test_case_24_a_dead_backend_is_an_error_and_connecting_again_goes_elsewhere(
         sock.connect(way.name(way.vip))
         assert sock.getpeername()[:2] == way.name(way.vip)
         assert ask_peer(sock) == (heir.port, way.name(way.vip))
+
+
+def test_case_24_a_connected_socket_stays_with_a_backend_that_is_a_vip_itself(
+    kernel: Kernel, way: Way
+) -> None:
+    with way.socket() as sock, bound(way.host) as server, bound(way.host) as other:
+        member = endpoint_of(server)
+        serve(kernel, way.vip, member)
+        itself = Frontend(member.address, member.port, "udp")
+        kernel.serve(itself, [(endpoint_of(other), Tier.UP)])  # without a word on other ports there
+        sock.connect(way.name(way.vip))
+        sock.send(b"?")
+        _, client = server.recvfrom(64)
+        server.sendto(b"!", client)
+        assert sock.recvfrom(64)[1][:2] == way.name(way.vip)
 
 
 # ---- 25: a connected socket that sends elsewhere ------------------------------------------------
@@ -409,7 +414,7 @@ def test_case_26_sending_to_a_backend_itself_shows_no_vip(
 # ---- 27: what was noted of a socket is gone ------------------------------------------------------
 def forget_flows(kernel: Kernel, sock: socket.socket, *directions: int) -> int:
     """Remove what `flows` has of the socket, as if evicted; how many entries that were."""
-    cookie = int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8), sys.byteorder)
+    cookie = cookie_of(sock)
     flows = bpf.open_pin(Pins(kernel.pins).maps / "flows")
     forgotten = 0
     try:

@@ -252,3 +252,4 @@ def test_the_table_names_tests_that_exist() -> None:
     cells = set(re.findall(r"::(\S+\])", collected.stdout))
     assert len(named & cells) == len(VERSIONS) * 9
     assert named <= defined | cells
+    assert {test for test in defined if test.startswith("test_case_")} <= named

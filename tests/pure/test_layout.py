@@ -54,7 +54,7 @@ def test_backend_round_trips(
     endpoint = Endpoint(address.packed, port, transport)
     inside = Endpoint(inner[0].packed, inner[1], transport) if inner else None
     backend = PutBackend(7, vip_id, endpoint, weight, tier, inside)
-    packed_inner = layout.pack_inner(inside) if inside else None
+    packed_inner = layout.pack_inner(inside, 7) if inside else None
     packed = layout.pack_backend(backend, epoch)
     assert layout.unpack_backend(7, packed, packed_inner) == (backend, epoch)
 
@@ -97,6 +97,19 @@ def test_counters_of_one_backend() -> None:
     counters = BackendCounters(1, 2, 4, 5, 3, tuple(range(20)), ejected=True)
     assert layout.unpack_stats(raw, 99) == counters
     assert layout.unpack_stats(raw, 100) == replace(counters, ejected=False)
+
+
+def test_what_somebody_else_wrote_is_none_of_ours() -> None:
+    frontend = Frontend(IPv4Address("1.2.3.4"), 80, "tcp")
+    raw = bytearray(layout.pack_frontend(frontend))
+    raw[6] = 99
+    assert layout.unpack_frontend(bytes(raw)) is None
+    backend = PutBackend(7, 9, Endpoint(bytes(4), 80, "tcp"), 1, Tier.UP)
+    for place in (18, 19):  # protocol, tier
+        raw = bytearray(layout.pack_backend(backend, 3))
+        raw[place] = 99
+        assert layout.unpack_backend(7, bytes(raw)) == (None, 3)
+    assert layout.unpack_owner(layout.OWNER.pack(9)) is None
 
 
 def test_what_was_counted_down_too_often_is_nothing() -> None:

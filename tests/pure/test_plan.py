@@ -308,7 +308,8 @@ def test_a_frontend_that_the_gate_kept_is_dropped_when_it_opens() -> None:
 
 
 # ---- prefixes ------------------------------------------------------------------------------------
-RANGES = (ip_network("11.0.0.0/8"), ip_network("fd01:c::/64"))
+RANGES = (ip_network("11.0.0.0/8"), ip_network("fd01:c::/64"), ip_network("192.0.2.1"))
+"""The last one is of one address, as a range has at its end if that is no power of two."""
 HOST_IN_RANGE = ip_address("11.0.0.2")
 """The address of `API` too."""
 grounds = st.builds(
@@ -389,6 +390,17 @@ def test_before_all_is_known_nothing_more_is_refused(
     inherited = converge(world, FakeDataplane(LIMITS))
     ops = Planner().plan({}, inherited, None, gate, frozenset(inherited.frontends), ground).ops
     assert not any(isinstance(op, DropPrefix) for op in ops)
+
+
+def test_where_there_is_no_room_for_a_prefix_the_vip_is_served_all_the_same() -> None:
+    dataplane = FakeDataplane(LIMITS)
+    state = dataplane.open()
+    others = [ip_network((int(ip_address("10.50.0.0")) + i, 32)) for i in range(LIMITS.prefixes)]
+    assert dataplane.apply([PutPrefix(o, Owner.HOST) for o in others], state).error is None
+    planned = Planner().plan(desired(vip(API, backend(A))), state, {API})
+    apply(planned, dataplane, state)
+    assert dataplane.reachable(API4) == only(A)
+    assert ip_network("11.0.0.2") not in state.prefixes
 
 
 # ---- options and inner endpoints -----------------------------------------------------------------

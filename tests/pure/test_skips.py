@@ -286,6 +286,13 @@ def test_a_damaged_file_is_a_problem_and_nothing_more(
     assert len(new().found()) == 1
 
 
+def test_a_bad_line_costs_itself(new: New, file: Path) -> None:
+    file.write_text("docker/one\n/docker/two\n", encoding="utf-8")
+    skips = new()
+    assert len(skips.problems) == 1
+    assert [Path(each.path).name for each in skips.found()] == ["one"]
+
+
 def test_what_cannot_be_kept_is_not_done(new: New, kernel: Kernel, file: Path) -> None:
     skips = new()
     file.with_suffix(".new").mkdir()
