@@ -27,8 +27,9 @@ class Dataplane(Protocol):
     def open(self) -> KernelState:
         """Load, attach, and read back what is there.
 
-        Errors: UnsupportedKernelError when this host cannot run the programs, LayoutError when the
-        pins are not ours to use; nothing is left attached that was not before.
+        Errors: UnsupportedKernelError when this host cannot run the programs, or pinned maps have
+        another capacity; LayoutError when the pins are of another schema; RunningError. Nothing is
+        left attached that was not before.
         """
 
     def apply(self, ops: Sequence[Op], state: KernelState) -> Applied:

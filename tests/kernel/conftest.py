@@ -54,6 +54,12 @@ def new_pins() -> Path:
     return Path("/sys/fs/bpf") / f"test-{next(_numbers)}"
 
 
+@pytest.fixture
+def pin_root() -> Path:
+    """Pins for a dataplane of the test's own."""
+    return new_pins()
+
+
 class Inside(Protocol):
     def __call__(self, cgroup: Path) -> AbstractContextManager[None]: ...
 

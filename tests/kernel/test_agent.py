@@ -28,7 +28,7 @@ from minuteman.model import (
     VipKey,
 )
 from minuteman.reconcile.store import Memory, Store
-from tests.kernel.conftest import Backends, Inside, new_cgroup, new_pins, who_answers
+from tests.kernel.conftest import Backends, Inside, new_cgroup, who_answers
 
 API = "127.0.0.1:62090"
 NOBODY_THERE = "zk://127.0.0.1:9"
@@ -125,11 +125,6 @@ class Agents:
 def cgroup() -> Iterator[Path]:
     with new_cgroup() as made:
         yield made
-
-
-@pytest.fixture
-def pin_root() -> Path:
-    return new_pins()
 
 
 @pytest.fixture

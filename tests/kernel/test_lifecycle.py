@@ -28,7 +28,6 @@ from tests.kernel.conftest import (
     Kernel,
     frontend,
     new_cgroup,
-    new_pins,
     who_answers,
 )
 
@@ -39,11 +38,6 @@ VIP = frontend("1.2.3.4", 5000)
 def cgroup() -> Iterator[Path]:
     with new_cgroup() as made:
         yield made
-
-
-@pytest.fixture
-def pin_root() -> Path:
-    return new_pins()
 
 
 @pytest.fixture
