@@ -7,23 +7,26 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import TypeAdapter
 
-from api import pages, problem_json, routes, schemas
+from api import events, pages, problem_json, routes, schemas
 from minuteman import __version__
 from minuteman.reader import Reader
 
 SCHEMA_REF = "#/components/schemas/{model}"
+OTHER_SHAPES = (schemas.ProblemDetails, schemas.Event, schemas.LostEvents)
+"""Those of bodies that are not one JSON document of the route's own."""
 
 
 class Application(FastAPI):
-    """FastAPI whose description knows the shape of our errors."""
+    """FastAPI whose description knows the shapes of our errors and events, too."""
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document; made once."""
         if not self.openapi_schema:
             document = super().openapi()
-            details = TypeAdapter(schemas.ProblemDetails).json_schema(ref_template=SCHEMA_REF)
-            document["components"]["schemas"] |= details.pop("$defs")
-            document["components"]["schemas"]["ProblemDetails"] = details
+            for shape in OTHER_SHAPES:
+                described = TypeAdapter(shape).json_schema(ref_template=SCHEMA_REF)
+                document["components"]["schemas"] |= described.pop("$defs", {})
+                document["components"]["schemas"][shape.__name__] = described
         return super().openapi()
 
 
@@ -42,5 +45,6 @@ def create_app(reader: Reader) -> FastAPI:
     app.state.reader = reader
     problem_json.install(app)
     app.include_router(routes.router)
+    app.include_router(events.router)
     app.include_router(pages.router())
     return app

@@ -38,6 +38,7 @@ REASONS: Mapping[str, str] = {
     "ejected": "a backend failed too often in a row and gets no connection for a while",
     "last_resort": "every backend that was looked at is ejected, one of them was taken",
     "settled": "a socket was found gone whose end no program saw",
+    "event_lost": "somebody listens to events, and there was no room for one",
 }
 """What each decision of the kernel programs means."""
 
@@ -59,7 +60,10 @@ class MinutemanCollector(Collector):
         yield from _state(self.published)
         yield from _sources(self.published, self.now_monotonic)
         yield _decisions(self.counters)
-        yield from _connections(_used(self.published, self.counters))
+        used = _used(self.published, self.counters)
+        yield from _connections(used)
+        yield from _traffic(used)
+        yield _connect_seconds(used)
 
 
 def _state(published: Published) -> Iterator[Metric]:
@@ -99,6 +103,21 @@ def _state(published: Published) -> Iterator[Metric]:
         "minuteman_drift",
         "How often the kernel's maps were found to differ from what was written.",
         value=published.drift,
+    )
+    yield CounterMetricFamily(
+        "minuteman_attachment_repairs",
+        "How often programs were found not to be in effect, and were attached again.",
+        value=published.repairs,
+    )
+    yield CounterMetricFamily(
+        "minuteman_sockets_ended",
+        "Sockets that were ended because their backend had gone.",
+        value=published.sockets_ended,
+    )
+    yield GaugeMetricFamily(
+        "minuteman_vips_without_room",
+        "VIPs that do not fit into the kernel's maps: it has what it had of them.",
+        value=published.without_room,
     )
 
 
@@ -157,7 +176,13 @@ def _used_backends(vip: Vip, counters: Counters) -> Iterator[tuple[str, BackendC
 
 def _was_used(counted: BackendCounters) -> bool:
     """Whether a connection was ever given to it, one that still waits for an answer too."""
-    numbers = (counted.connecting, counted.active, counted.successes, counted.failures)
+    numbers = (
+        counted.attempts,
+        counted.connecting,
+        counted.active,
+        counted.successes,
+        counted.failures,
+    )
     return any(numbers) or counted.ejected
 
 
@@ -167,6 +192,11 @@ def _host_port(endpoint: Endpoint) -> str:
 
 
 def _connections(used: Iterable[_UsedVip]) -> Iterator[Metric]:
+    attempts = CounterMetricFamily(
+        "minuteman_connect_attempts",
+        "How often a backend was given to a connection, or to a UDP socket, however that ended.",
+        labels=BACKEND_LABELS,
+    )
     connects = CounterMetricFamily(
         "minuteman_connects",
         "Connects through a VIP that a backend accepted or not.",
@@ -185,28 +215,55 @@ def _connections(used: Iterable[_UsedVip]) -> Iterator[Metric]:
         "1 when it failed too often in a row: this host gives it no connection for a while.",
         labels=BACKEND_LABELS,
     )
+    for vip in used:
+        for backend, counted in vip.backends:
+            labels = (*vip.labels, backend)
+            attempts.add_metric(labels, counted.attempts)
+            connects.add_metric((*labels, "success"), counted.successes)
+            connects.add_metric((*labels, "failure"), counted.failures)
+            connecting.add_metric(labels, counted.connecting)
+            active.add_metric(labels, counted.active)
+            ejected.add_metric(labels, counted.ejected)
+    yield attempts
+    yield connects
+    yield connecting
+    yield active
+    yield ejected
+
+
+def _traffic(used: Iterable[_UsedVip]) -> Iterator[Metric]:
+    size = CounterMetricFamily(
+        "minuteman_bytes",
+        "Bytes of TCP connections through a VIP, added when a connection closes.",
+        labels=(*BACKEND_LABELS, "direction"),
+    )
+    retransmits = CounterMetricFamily(
+        "minuteman_retransmits",
+        "Segments sent again by TCP connections through a VIP, added when a connection closes.",
+        labels=BACKEND_LABELS,
+    )
+    for vip in used:
+        for backend, counted in vip.backends:
+            labels = (*vip.labels, backend)
+            size.add_metric((*labels, "sent"), counted.bytes_sent)
+            size.add_metric((*labels, "received"), counted.bytes_received)
+            retransmits.add_metric(labels, counted.retransmits)
+    yield size
+    yield retransmits
+
+
+def _connect_seconds(used: Iterable[_UsedVip]) -> Metric:
     seconds = HistogramMetricFamily(
         "minuteman_connect_seconds",
         "Time from connect() to the backend's answer.",
         labels=VIP_LABELS,
     )
     for vip in used:
-        for backend, counted in vip.backends:
-            labels = (*vip.labels, backend)
-            connects.add_metric((*labels, "success"), counted.successes)
-            connects.add_metric((*labels, "failure"), counted.failures)
-            connecting.add_metric(labels, counted.connecting)
-            active.add_metric(labels, counted.active)
-            ejected.add_metric(labels, counted.ejected)
         histogram = views.add_histograms(counted.connect_log2_us for _, counted in vip.backends)
         if histogram:
             # No sum: the kernel keeps buckets only, so Prometheus can tell quantiles, not a mean.
             seconds.add_metric(vip.labels, cumulative_buckets(histogram), sum_value=None)
-    yield connects
-    yield connecting
-    yield active
-    yield ejected
-    yield seconds
+    return seconds
 
 
 def cumulative_buckets(log2_us: tuple[int, ...]) -> list[tuple[str, float]]:

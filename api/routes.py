@@ -167,7 +167,8 @@ async def _vip_list(
 
     Other requests are served between two pieces.
     """
-    yield b'{"generation":%d,"vips":[' % published.generation
+    head = b'{"generation":%d,"counted_monotonic":%f,"vips":['
+    yield head % (published.generation, counters.taken_monotonic)
     for start in range(0, len(vips), VIPS_PER_CHUNK):
         chunk = vips[start : start + VIPS_PER_CHUNK]
         shapes = [views.vip(vip, published.tasks, counters) for vip in chunk]

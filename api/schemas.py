@@ -10,6 +10,19 @@ from pydantic import ConfigDict
 Protocol = Literal["tcp", "udp"]
 TierName = Literal["up", "maybe", "draining"]
 HealthStatus = Literal["ok", "degraded", "starting"]
+Outcome = Literal[
+    "chosen",
+    "refused_empty",
+    "refused_unknown",
+    "refused_torn",
+    "not_sent",
+    "unanswered",
+    "connected",
+    "refused",
+    "given_up",
+    "timed_out",
+    "closed",
+]
 
 
 class Shape:
@@ -61,12 +74,21 @@ class Counters(Shape):
     """Connections that wait for the backend's answer now."""
     active: int
     """Connections that are open now, connected UDP sockets too."""
+    attempts: int
+    """How often it was given to a connection, or to a UDP socket, however that ended."""
     successes: int
     """TCP connects that the backend accepted."""
     failures: int
     """Connects that were refused or timed out."""
     consecutive_failures: int
     """Failures since the last success; a SYN that is not answered in time is one, too."""
+    bytes_sent: int
+    """Bytes that the backend has acknowledged, of TCP connections that are closed: what one has
+    sent is added when it closes. Datagrams are not counted."""
+    bytes_received: int
+    """Bytes that came from the backend, likewise."""
+    retransmits: int
+    """Segments that were sent again, likewise."""
     connect_log2_us: tuple[int, ...]
     """Connect times: item i counts connects under 2**i microseconds, not counted by an item
     before it; the last item counts all the others."""
@@ -88,11 +110,11 @@ class Backend(Shape):
     """It failed 5 times in a row: for 30 seconds this host gives it no connection, unless there is
     no other backend. Then one connection tries it."""
     source: str
-    """The source that reported the task."""
+    """The source that reported the task; empty when unknown."""
     framework_id: str
-    """Id of the task's framework, as Mesos has it."""
+    """Id of the task's framework, as Mesos has it; empty when unknown."""
     task_id: str
-    """Id of the task."""
+    """Id of the task; empty when unknown."""
     task_name: str | None
     """Name of the task; null when the task itself is not known any more."""
     task_state: Literal["starting", "running", "killing", "unreachable"] | None
@@ -135,6 +157,9 @@ class VipList(Shape):
 
     generation: int
     """Counts the changes of what the kernel has."""
+    counted_monotonic: float
+    """When the counters were read, in seconds of this host's monotonic clock: what was counted
+    between two answers was counted between these two moments."""
     vips: tuple[Vip, ...]
     """Those that match every filter."""
 
@@ -193,10 +218,55 @@ class Health(Shape):
     """Every program is in effect on the cgroup."""
     withheld: int
     """Removals that are not believed yet."""
+    without_room: int
+    """VIPs that do not fit into the kernel's maps. One that it has keeps its old backends, one that
+    is new is not served."""
+    repairs: int
+    """How often programs were found not to be in effect, and were attached again."""
     problems: int
     """How many entries `/api/problems` has; they do not make the host degraded."""
     sources: tuple[SourceState, ...]
     """All configured sources, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event(Shape):
+    """What became of a connection, or of a UDP socket."""
+
+    time: str
+    """When, RFC 3339, UTC."""
+    protocol: Protocol
+    """Transport that the client uses."""
+    vip: str
+    """What the client connects to, `host:port`: the host is an address, IPv6 in brackets."""
+    backend: str | None
+    """What it was given, `host:port`; null: nothing."""
+    outcome: Outcome
+    """`chosen`: a UDP socket was given a backend. `refused_empty`: the VIP has none.
+    `refused_unknown`: there is no VIP. `refused_torn`: the VIP was changed under every look at it.
+    `not_sent`: there is no way to the backend. `unanswered`: a SYN was, and is sent again.
+    `connected`, `refused`: so the backend has answered. `given_up`: the client did not wait for it.
+    `timed_out`: the kernel did not. `closed`: a connection has ended."""
+    waited_us: int | None
+    """For the backend's answer, in microseconds; null: there was nothing to wait for."""
+    cgroup: str | None
+    """Path of the client's cgroup; null: not known, or gone."""
+    pid: int | None
+    """Of the client's process, as the host numbers it; null: not known."""
+    command: str | None
+    """Name of the client's thread; null: not known."""
+    name: str | None
+    """The VIP by its name, `host:port`; null: it has none, or is not known any more."""
+    task_id: str | None
+    """Id of the backend's task; null: not known any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class LostEvents(Shape):
+    """Events that nobody could keep up with."""
+
+    lost: int
+    """How many there were, of all VIPs."""
 
 
 # ---- errors --------------------------------------------------------------------------------------

@@ -99,9 +99,13 @@ def _backend(value: Backend, task: Task | None, counted: BackendCounters) -> sch
         counters=schemas.Counters(
             connecting=counted.connecting,
             active=counted.active,
+            attempts=counted.attempts,
             successes=counted.successes,
             failures=counted.failures,
             consecutive_failures=counted.consecutive_failures,
+            bytes_sent=counted.bytes_sent,
+            bytes_received=counted.bytes_received,
+            retransmits=counted.retransmits,
             connect_log2_us=counted.connect_log2_us,
         ),
     )
@@ -129,11 +133,15 @@ def _sum(parts: list[BackendCounters]) -> BackendCounters:
     return BackendCounters(
         connecting=sum(part.connecting for part in parts),
         active=sum(part.active for part in parts),
+        attempts=sum(part.attempts for part in parts),
         successes=sum(part.successes for part in parts),
         failures=sum(part.failures for part in parts),
         consecutive_failures=max(part.consecutive_failures for part in parts),
         connect_log2_us=add_histograms(part.connect_log2_us for part in parts),
         ejected=any(part.ejected for part in parts),
+        bytes_sent=sum(part.bytes_sent for part in parts),
+        bytes_received=sum(part.bytes_received for part in parts),
+        retransmits=sum(part.retransmits for part in parts),
     )
 
 
@@ -167,6 +175,8 @@ def health(published: Published, now: datetime, now_monotonic: float) -> schemas
         generation=published.generation,
         attached=published.attached,
         withheld=published.withheld,
+        without_room=published.without_room,
+        repairs=published.repairs,
         problems=len(published.problems),
         sources=tuple(
             _source(name, source, now, now_monotonic)
@@ -197,6 +207,11 @@ def _why_not_ok(published: Published) -> Iterator[str]:
         yield "not every program is in effect on the cgroup"
     if published.withheld:
         yield f"{published.withheld} removals are not believed yet"
+    if published.without_room:
+        yield (
+            f"the maps are full, {published.without_room} VIPs keep what they had: raise max_vips, "
+            "max_slots or max_backends, /api/problems says which"
+        )
 
 
 def _source(

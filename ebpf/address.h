@@ -1,40 +1,33 @@
 /* SPDX-License-Identifier: (Apache-2.0 OR GPL-2.0) */
 /*
- * The address in front of a program, as a target and back: the same for every hook of a family.
+ * The address in front of a program, as a target and back. `family` is that of the hook, known when
+ * this is compiled: a program may only touch the fields of its own.
  */
-static inline struct target target4(const struct bpf_sock_addr *ctx)
+static inline struct target target_of(const struct bpf_sock_addr *ctx, int family)
 {
-    struct target to = {
-        .addr = {0, 0, bpf_htonl(0xffff), ctx->user_ip4},
-        .port = ctx->user_port,
-        .proto = ctx->protocol,
-    };
+    struct target to = {.port = ctx->user_port, .proto = ctx->protocol};
 
+    if (family == AF_INET) {
+        to.addr[2] = bpf_htonl(0xffff);
+        to.addr[3] = ctx->user_ip4;
+    } else {
+        to.addr[0] = ctx->user_ip6[0];
+        to.addr[1] = ctx->user_ip6[1];
+        to.addr[2] = ctx->user_ip6[2];
+        to.addr[3] = ctx->user_ip6[3];
+    }
     return to;
 }
 
-static inline struct target target6(const struct bpf_sock_addr *ctx)
+static inline void show(struct bpf_sock_addr *ctx, int family, const __be32 *addr, __be16 port)
 {
-    struct target to = {
-        .addr = {ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3]},
-        .port = ctx->user_port,
-        .proto = ctx->protocol,
-    };
-
-    return to;
-}
-
-static inline void show4(struct bpf_sock_addr *ctx, const __be32 *addr, __be16 port)
-{
-    ctx->user_ip4 = addr[3];
-    ctx->user_port = port;
-}
-
-static inline void show6(struct bpf_sock_addr *ctx, const __be32 *addr, __be16 port)
-{
-    ctx->user_ip6[0] = addr[0];
-    ctx->user_ip6[1] = addr[1];
-    ctx->user_ip6[2] = addr[2];
-    ctx->user_ip6[3] = addr[3];
+    if (family == AF_INET) {
+        ctx->user_ip4 = addr[3];
+    } else {
+        ctx->user_ip6[0] = addr[0];
+        ctx->user_ip6[1] = addr[1];
+        ctx->user_ip6[2] = addr[2];
+        ctx->user_ip6[3] = addr[3];
+    }
     ctx->user_port = port;
 }

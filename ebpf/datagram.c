@@ -81,6 +81,16 @@ static inline void note_return(u64 cookie, const struct target *to, const struct
     flows.update(&key, &back);
 }
 
+/* The backend has one more socket that sends to it. */
+static inline void add_attempt(const struct choice *choice)
+{
+    int id = choice->id;
+    struct backend_stats *stats = backend_stats.lookup(&id);
+
+    if (stats)
+        __sync_fetch_and_add(&stats->attempts, 1);
+}
+
 /* Note that what comes from `to`, which is no VIP, is to come from there. */
 static inline void forget_return(u64 cookie, const struct target *to)
 {
@@ -91,84 +101,71 @@ static inline void forget_return(u64 cookie, const struct target *to)
         flows.delete(&key);
 }
 
-static inline int send_to(struct bpf_sock_addr *ctx, const struct target *to, int again,
-                          struct choice *choice)
+static inline int translate_sendmsg(struct bpf_sock_addr *ctx, int family, int again)
 {
-    u64 cookie = bpf_get_socket_cookie(ctx);
+    struct target to = target_of(ctx, family);
+    struct choice choice = {};
     int verdict;
+    u64 cookie;
     u32 *place;
 
+    if (to.proto != IPPROTO_UDP)
+        return ALLOW;
+    cookie = bpf_get_socket_cookie(ctx);
     if (again) {
-        verdict = choose_again(ctx, to, choice);
+        verdict = choose_again(ctx, &to, &choice);
     } else {
-        if (is_connected(ctx) && take_peer(cookie, to, choice))
-            return REDIRECT;
-        place = place_of(to);
-        if (place && resume(ctx, cookie, to, choice)) {
-            note_return(cookie, to, choice);
-            return REDIRECT;
+        if (is_connected(ctx) && take_peer(cookie, &to, &choice)) {
+            show(ctx, family, choice.addr, choice.port);
+            return ALLOW;
         }
-        verdict = choose(ctx, to, place, choice);
+        place = place_of(&to);
+        if (place && resume(ctx, cookie, &to, &choice)) {
+            note_return(cookie, &to, &choice);
+            show(ctx, family, choice.addr, choice.port);
+            return ALLOW;
+        }
+        verdict = choose(ctx, &to, place, &choice);
     }
-    if (verdict == PASS)
-        forget_return(cookie, to);
-    if (verdict == REDIRECT) {
-        note_way(cookie, to, choice);
-        note_return(cookie, to, choice);
+    if (verdict == AGAIN) {
+        if (family == AF_INET)
+            again_sendmsg4.call(ctx, 0);
+        else
+            again_sendmsg6.call(ctx, 0);
+        verdict = refuse(&choice, REFUSED_TORN);  /* that was one look too many */
     }
-    return verdict;
-}
-
-static inline int translate_sendmsg4(struct bpf_sock_addr *ctx, int again)
-{
-    struct target to = target4(ctx);
-    struct choice choice = {};
-    int verdict;
-
-    if (to.proto != IPPROTO_UDP)
+    if (verdict == PASS) {
+        forget_return(cookie, &to);
         return ALLOW;
-    verdict = send_to(ctx, &to, again, &choice);
-    if (verdict == REDIRECT)
-        show4(ctx, choice.addr, choice.port);
-    if (verdict == AGAIN)
-        again_sendmsg4.call(ctx, 0);
-    return verdict == PASS || verdict == REDIRECT ? ALLOW : REFUSE;
-}
-
-static inline int translate_sendmsg6(struct bpf_sock_addr *ctx, int again)
-{
-    struct target to = target6(ctx);
-    struct choice choice = {};
-    int verdict;
-
-    if (to.proto != IPPROTO_UDP)
-        return ALLOW;
-    verdict = send_to(ctx, &to, again, &choice);
-    if (verdict == REDIRECT)
-        show6(ctx, choice.addr, choice.port);
-    if (verdict == AGAIN)
-        again_sendmsg6.call(ctx, 0);
-    return verdict == PASS || verdict == REDIRECT ? ALLOW : REFUSE;
+    }
+    tell_choice(cookie, &to, &choice);
+    if (verdict == REJECT)
+        return REFUSE;
+    note_way(cookie, &to, &choice);
+    note_return(cookie, &to, &choice);
+    add_attempt(&choice);
+    show(ctx, family, choice.addr, choice.port);
+    return ALLOW;
 }
 
 int sendmsg4(struct bpf_sock_addr *ctx)
 {
-    return translate_sendmsg4(ctx, 0);
+    return translate_sendmsg(ctx, AF_INET, 0);
 }
 
 int sendmsg6(struct bpf_sock_addr *ctx)
 {
-    return translate_sendmsg6(ctx, 0);
+    return translate_sendmsg(ctx, AF_INET6, 0);
 }
 
 int sendmsg4_again(struct bpf_sock_addr *ctx)
 {
-    return translate_sendmsg4(ctx, 1);
+    return translate_sendmsg(ctx, AF_INET, 1);
 }
 
 int sendmsg6_again(struct bpf_sock_addr *ctx)
 {
-    return translate_sendmsg6(ctx, 1);
+    return translate_sendmsg(ctx, AF_INET6, 1);
 }
 
 /* Make `from`, who sent a datagram, the VIP that the socket sent to; 0: it is as it is. What a
@@ -190,20 +187,21 @@ static inline int receive_from(struct bpf_sock_addr *ctx, struct target *from)
     return 1;
 }
 
-int recvmsg4(struct bpf_sock_addr *ctx)
+static inline int translate_recvmsg(struct bpf_sock_addr *ctx, int family)
 {
-    struct target from = target4(ctx);
+    struct target from = target_of(ctx, family);
 
     if (from.proto == IPPROTO_UDP && receive_from(ctx, &from))
-        show4(ctx, from.addr, from.port);
+        show(ctx, family, from.addr, from.port);
     return ALLOW;
+}
+
+int recvmsg4(struct bpf_sock_addr *ctx)
+{
+    return translate_recvmsg(ctx, AF_INET);
 }
 
 int recvmsg6(struct bpf_sock_addr *ctx)
 {
-    struct target from = target6(ctx);
-
-    if (from.proto == IPPROTO_UDP && receive_from(ctx, &from))
-        show6(ctx, from.addr, from.port);
-    return ALLOW;
+    return translate_recvmsg(ctx, AF_INET6);
 }

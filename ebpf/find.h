@@ -17,16 +17,6 @@ struct found {
 
 enum verdict { PASS, REDIRECT, REJECT, AGAIN };
 
-/* The program that is refused sees ECONNREFUSED, before Linux 5.18 EPERM. */
-static inline int refuse(u32 reason)
-{
-    count(reason);
-#if HAVE_SET_RETVAL
-    bpf_set_retval(-ECONNREFUSED);
-#endif
-    return REJECT;
-}
-
 /* One comparison instead of three or four: the verifier follows each branch on its own. */
 static inline int is_mapped(const __be32 *addr)
 {
@@ -89,11 +79,6 @@ static inline int read_vip(int place, const struct target *to, struct found *fou
 
 static inline int is_skipped(void)
 {
-    int key = 0;
-    struct options *set = options.lookup(&key);
-
-    if (!set || !set->skips)
-        return 0;
 #pragma nounroll
     for (int level = 0; level < CGROUP_LEVELS; level++) {
         u64 cgroup = bpf_get_current_ancestor_cgroup_id(level);

@@ -4,7 +4,7 @@
  * it as one text, because BCC rewrites map calls in the main text only.
  *
  * Given by the loader: PIN_DIR (a string), the MAX_... of the maps, of which MAX_CONNS is a power of
- * two, and HAVE_SET_RETVAL, HAVE_COARSE_CLOCK, HAVE_CMPXCHG (0 or 1).
+ * two, EVENT_BYTES, and HAVE_SET_RETVAL, HAVE_COARSE_CLOCK, HAVE_CMPXCHG, HAVE_PROCESS (0 or 1).
  * Addresses are network order; an IPv4 one is kept IPv4-mapped where both families share a field.
  */
 #include <linux/bpf.h>
@@ -77,18 +77,32 @@ enum tier { UP, MAYBE, DRAINING };
 
 #define CONNECT_BUCKETS 20
 
-struct backend_stats {                                           /* "=4I4Q20Q" in layout.py */
+struct backend_stats {                                        /* "=4I8Q20Q16x" in layout.py */
     u32 connecting;
     u32 active;                           /* connected UDP sockets, too */
     u32 consecutive_failures;
     u32 zero;
     u64 ejected_until_ns;                 /* bpf_ktime_get_ns(); 0: it is not ejected */
+    u64 attempts;                         /* connects, and UDP sockets that it was given to */
     u64 successes;
     u64 failures;
     u64 last_failure_ns;
+    u64 bytes_sent;                       /* of TCP connections that are closed, and acknowledged */
+    u64 bytes_received;
+    u64 retransmits;
     u64 connect_log2_us[CONNECT_BUCKETS]; /* bucket i: less than 2^i microseconds; the last: all others */
+    u64 zeros[2];                         /* 256 bytes: what a choice reads is in one cache line */
 };
-_Static_assert(sizeof(struct backend_stats) == 208, "backend_stats: keep minuteman/dataplane/layout.py in step");
+_Static_assert(sizeof(struct backend_stats) == 256, "backend_stats: keep minuteman/dataplane/layout.py in step");
+
+/* What carry_stats is run on; no map has it. */
+struct carried_stats {                                    /* "=IIQ4I8Q20Q16x" in layout.py */
+    u32 backend_id;                       /* 0: of none */
+    u32 reason;                           /* whose `count` is that; REASON_COUNT: of none */
+    u64 count;
+    struct backend_stats added;
+};
+_Static_assert(sizeof(struct carried_stats) == 272, "carried_stats: keep minuteman/dataplane/layout.py in step");
 
 /* ---- inners: where a backend behind a port of this very host listens itself --------------------- */
 struct inner {                                                              /* "=16s2s2xI" in layout.py */
@@ -189,16 +203,58 @@ enum reason {                                                      /* REASONS in
     EJECTED,                              /* a backend failed too often in a row */
     LAST_RESORT,                          /* all that were looked at are ejected: one was taken */
     SETTLED,                              /* a socket was found gone that no program saw going */
+    EVENT_LOST,                           /* somebody listens, and there was no room in `events` */
     REASON_COUNT,
 };
 
 /* ---- options: one entry, of the agent's ---------------------------------------------------------- */
-struct options {                                                            /* "=QII" in layout.py */
+struct options {                                                            /* "=QQII" in layout.py */
     u64 host_netns;                       /* cookie of this host's own network; 0: unknown */
+    u64 listening_until_ns;               /* bpf_ktime_get_ns(); 0: nobody listens to events */
     u32 skips;                            /* how many cgroups are left alone */
     u32 zero;
 };
-_Static_assert(sizeof(struct options) == 16, "options: keep minuteman/dataplane/layout.py in step");
+_Static_assert(sizeof(struct options) == 24, "options: keep minuteman/dataplane/layout.py in step");
+
+/* ---- events: what became of connections, while somebody listens ---------------------------------- */
+enum kind {                                                          /* KINDS in layout.py */
+    KIND_CHOSEN,                          /* a backend was given; these four are reasons, too */
+    KIND_REFUSED_EMPTY,
+    KIND_REFUSED_UNKNOWN,
+    KIND_REFUSED_TORN,
+    KIND_NOT_SENT,                        /* TCP: closed before there was a SYN */
+    KIND_UNANSWERED,                      /* a SYN was; another one follows */
+    KIND_CONNECTED,
+    KIND_REFUSED,                         /* by the backend, or on the way to it */
+    KIND_GIVEN_UP,                        /* its owner did not wait any longer */
+    KIND_TIMED_OUT,                       /* the kernel did not */
+    KIND_CLOSED,                          /* it was connected */
+    KIND_COUNT,
+};
+_Static_assert((u32)KIND_CHOSEN == TRANSLATED && (u32)KIND_REFUSED_EMPTY == REFUSED_EMPTY &&
+               (u32)KIND_REFUSED_TORN == REFUSED_TORN, "kinds and reasons begin alike");
+
+struct event {                                      /* "=QQQ16s16s16s2s2sIIBB2x" in layout.py */
+    u64 time_ns;                          /* bpf_ktime_get_ns() */
+    u64 cookie;                           /* of the socket */
+    u64 cgroup;                           /* of the process that asks; 0: it is not known here */
+    char command[16];                     /* name of its thread; empty: likewise */
+    __be32 vip_addr[4];
+    __be32 backend_addr[4];
+    __be16 vip_port;
+    __be16 backend_port;                  /* 0: there is no backend */
+    u32 pid;                              /* of that process, as the host numbers it; 0: likewise */
+    u32 waited_us;                        /* for the backend's answer */
+    u8 kind;
+    u8 proto;
+    u16 zero;
+};
+_Static_assert(sizeof(struct event) == 88, "event: keep minuteman/dataplane/layout.py in step");
+
+/* ---- about: what the bytes in the other maps are; nothing for a program --------------------------- */
+struct about {                                                              /* "=8192s" in layout.py */
+    char text[8192];
+};
 
 /* ---- meta: who wrote all this ------------------------------------------------------------------- */
 struct meta {                                                         /* "=IIQ16s" in layout.py */
@@ -233,6 +289,20 @@ PINNED("prog", int, int, again_sendmsg4, 1, 0);
 PINNED("prog", int, int, again_sendmsg6, 1, 0);
 PINNED("percpu_array", int, u64, reasons, REASON_COUNT, 0);
 PINNED("array", int, struct meta, meta, 1, 0);
+PINNED("array", int, struct about, about, 1, 0);
+
+/* BCC's own macro knows no pins. */
+struct events_table_t {
+    int key;
+    u32 leaf;
+    int (*ringbuf_output)(void *, u64, u64);
+    void *(*ringbuf_reserve)(u64);
+    void (*ringbuf_discard)(void *, u64);
+    void (*ringbuf_submit)(void *, u64);
+    u32 max_entries;
+};
+__attribute__((section("maps/ringbuf:" PIN_DIR "/events")))
+struct events_table_t events = {.max_entries = EVENT_BYTES};
 
 static inline void count(u32 reason)
 {

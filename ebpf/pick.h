@@ -12,10 +12,9 @@
  * the VIP that it is a member of. When a check fails, all of it is read again.
  *
  * Hardly any choice needs a second look, so that is a program of its own, reached by a tail call: the
- * loops in it would cost the verifier a second in each hook.
+ * loops in it would cost the verifier a second in each hook. A third look is the same program again,
+ * and so on: the kernel stops at 33.
  */
-#define AGAIN_TRIES 3
-
 #define EJECT_FAILURES 5                  /* in a row */
 #define EJECT_NS 30000000000ULL           /* then one connection tries it again */
 #define SCAN_SLOTS 64                     /* of each tier, looked at for a backend that is not ejected */
@@ -27,8 +26,22 @@ struct choice {
     u32 epoch;
     int id;
     u32 is_ejected;                       /* nothing better was at hand */
+    u32 reason;                           /* why there is none */
     u64 netns;                            /* of the caller */
+    u64 listening_until_ns;               /* of the options */
 };
+
+/* The program that is refused sees ECONNREFUSED, before Linux 5.18 EPERM. */
+static inline int refuse(struct choice *choice, u32 reason)
+{
+    choice->reason = reason;
+    choice->port = 0;                     /* it may be that of a backend that was lost again */
+    count(reason);
+#if HAVE_SET_RETVAL
+    bpf_set_retval(-ECONNREFUSED);
+#endif
+    return REJECT;
+}
 
 /* A member of the VIP, and what speaks for it. */
 struct candidate {
@@ -112,7 +125,9 @@ static inline int find_healthy(const struct found *vip)
             int slot = first + at, id;
             u32 *found = slots.lookup(&slot);
 
-            id = found ? *found : 0;
+            if (!found)
+                return 0;
+            id = *found;
             stats = backend_stats.lookup(&id);
             if (stats && !is_ejected(stats))
                 return id;
@@ -278,21 +293,36 @@ static inline int look_again(void)
     return AGAIN;
 }
 
+/* Until when somebody listens to events. */
+static inline u64 listening_until_ns(void)
+{
+    int key = 0;
+    struct options *set = options.lookup(&key);
+
+    return set ? set->listening_until_ns : 0;
+}
+
 /* What to do with something for `to`, whose VIP is at `place`, or is none. REDIRECT: send it to
  * `choice`; AGAIN: choose_again() is to be asked. */
 static inline int choose(struct bpf_sock_addr *ctx, const struct target *to, u32 *place,
                          struct choice *choice)
 {
     struct found vip = {};
+    struct options *set;
+    int key = 0;
 
-    if ((!place && !is_for_vips(to)) || is_skipped())
+    if (!place && !is_for_vips(to))
         return PASS;
+    set = options.lookup(&key);
+    if (!set || (set->skips && is_skipped()))
+        return PASS;
+    choice->listening_until_ns = set->listening_until_ns;
     if (!place)
-        return refuse(REFUSED_UNKNOWN);
+        return refuse(choice, REFUSED_UNKNOWN);
     if (!read_vip(*place, to, &vip))
         return look_again();
     if (!(vip.run.up | vip.run.maybe | vip.run.draining))
-        return refuse(REFUSED_EMPTY);
+        return refuse(choice, REFUSED_EMPTY);
     choice->netns = bpf_get_netns_cookie(ctx);
     if (!(vip.affinity_seconds && take_last(&vip, choice)) && !pick(&vip, choice))
         return look_again();
@@ -301,37 +331,28 @@ static inline int choose(struct bpf_sock_addr *ctx, const struct target *to, u32
     return settle_on(&vip, choice);
 }
 
-/* The same where choose() met a run that was being replaced, or nothing but ejected backends. */
+/* The same where the last look met a run that was being replaced, or nothing but ejected backends. */
 static inline int choose_again(struct bpf_sock_addr *ctx, const struct target *to,
                                struct choice *choice)
 {
+    u32 *place = place_of(to);
     struct found vip = {};
-    int is_whole = 0, id;
-    u32 *place;
+    int id;
 
-#pragma unroll
-    for (int i = 0; i < AGAIN_TRIES; i++) {
-        place = place_of(to);
-        if (!place)
-            return is_for_vips(to) ? refuse(REFUSED_UNKNOWN) : PASS;
-        is_whole = read_vip(*place, to, &vip);
-        if (is_whole)
-            break;
-        count(RETRIED);
-    }
-    if (!is_whole)
-        return refuse(REFUSED_TORN);
+    choice->listening_until_ns = listening_until_ns();
+    if (!place)
+        return is_for_vips(to) ? refuse(choice, REFUSED_UNKNOWN) : PASS;
+    if (!read_vip(*place, to, &vip))
+        return look_again();
     if (!(vip.run.up | vip.run.maybe | vip.run.draining))
-        return refuse(REFUSED_EMPTY);
+        return refuse(choice, REFUSED_EMPTY);
+    id = find_healthy(&vip);              /* first: the verifier follows it for each way to it */
     choice->netns = bpf_get_netns_cookie(ctx);
     if (vip.affinity_seconds && take_last(&vip, choice))
         return settle_on(&vip, choice);
-    id = find_healthy(&vip);
-    if (id && take(choice, id, vip.id))
-        return settle_on(&vip, choice);
-    if (!pick(&vip, choice))
-        return refuse(REFUSED_TORN);
-    if (choice->is_ejected)
+    if (!(id ? take(choice, id, vip.id) : pick(&vip, choice)))
+        return look_again();
+    if (!id && choice->is_ejected)
         count(LAST_RESORT);
     return settle_on(&vip, choice);
 }

@@ -127,8 +127,10 @@ static inline void track(u64 cookie, const struct target *to, const struct choic
         count(UNTRACKED);
         return;
     }
-    if (conn.phase == ACTIVE && (stats = stats_of(&conn)))
+    if (conn.phase == ACTIVE && (stats = stats_of(&conn))) {
+        __sync_fetch_and_add(&stats->attempts, 1);
         __sync_fetch_and_add(&stats->active, 1);
+    }
 }
 
 /* The backend of a connected socket in place of its VIP, seen from the program: 1 when `peer` and

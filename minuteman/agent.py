@@ -30,7 +30,7 @@ from minuteman.barrier import Barrier
 from minuteman.control import ControlSocket, Reply, Request
 from minuteman.dataplane.cgroup import cgroup2_mount
 from minuteman.dataplane.kernel import KernelDataplane
-from minuteman.dataplane.pins import Pins, bpffs_mount
+from minuteman.dataplane.pins import Pins, bpffs_mount, serving
 from minuteman.dataplane.sockets import set_unreachable
 from minuteman.errors import (
     ConfigError,
@@ -39,11 +39,14 @@ from minuteman.errors import (
     RunningError,
     SourceError,
 )
+from minuteman.eventschild import EventsChild
 from minuteman.frontchild import FrontChild
 from minuteman.guard import Guard
+from minuteman.listening import EVENTS, Listening
 from minuteman.model import Claims
 from minuteman.names.home import HomeBook, Homes
 from minuteman.policy import LiteralPolicy
+from minuteman.reaper import Reaper
 from minuteman.reconcile.loop import Loop
 from minuteman.reconcile.plan import Ground
 from minuteman.reconcile.store import Saver, Store
@@ -81,7 +84,7 @@ def run(settings: Settings) -> int:
 
 
 def detach_all(settings: Settings) -> None:
-    """Remove every program, link, map, pin and route of ours.
+    """Remove every program, link, map, pin, route and socket of ours, of any version.
 
     Errors: RunningError while an agent runs, DataplaneError.
     """
@@ -92,6 +95,7 @@ def detach_all(settings: Settings) -> None:
             kernel(settings).remove()
         finally:
             set_unreachable(())
+        (settings.state_dir / CONTROL).unlink(missing_ok=True)  # of one that was killed
 
 
 def start_logging(settings: Settings) -> None:
@@ -156,7 +160,7 @@ class Agent:
         self._guard = Guard(policy, hosts(location))
         stack.callback(self._guard.close)
 
-        self._is_successor = Pins(pin_root(settings)).serve()
+        self._is_successor = serving(pin_root(settings)) is not None
         """Something of ours was attached before."""
         self._has_served = False
         self._ranges = (*settings.named_range.prefixes(), *settings.named_range6.prefixes())
@@ -176,6 +180,9 @@ class Agent:
         saver = Saver(store)
         stack.callback(saver.close)
         self._policy = self._guard.policy
+        folder = Pins.ours(pin_root(settings), settings.limits).folder
+        self._reaper = Reaper(folder, settings.sweep_seconds)
+        stack.callback(self._reaper.close)
         self._loop = Loop(
             sources=[self._source],
             table=Table(self._policy.refusal),
@@ -185,6 +192,7 @@ class Agent:
             memory=memory,
             publish=lambda update: self._front.publish(update),
             remember=saver.offer,
+            reap=self._reaper.reap,
             problems=problems,
             audit_seconds=settings.audit_seconds,
             now=time.monotonic(),
@@ -195,8 +203,18 @@ class Agent:
             self._selector,
             self._loop.whole,
             self._dataplane.counters,
+            lambda: self._listening.ask(),
         )
         stack.callback(self._front.close)
+        self._listening = Listening(
+            self._dataplane.listen_until,
+            EventsChild(
+                [*EVENTS, "--pins", str(folder)],
+                self._selector,
+                self._front.forward,
+            ),
+        )
+        stack.callback(self._listening.close)
         try:
             control = ControlSocket(settings.state_dir / CONTROL, self._selector, self._do)
         except OSError as exc:  # a socket's path has at most 107 octets
@@ -205,7 +223,8 @@ class Agent:
             ) from exc
         stack.callback(control.close)
         self._guard.start(bell, self._barrier.keep)
-        sweeper = Sweeper(pin_root(settings), settings.sweep_seconds)
+        self._reaper.start(bell)
+        sweeper = Sweeper(folder, settings.sweep_seconds)
         stack.callback(sweeper.close)
         sweeper.start()
         self._deadline = time.monotonic() + settings.start_timeout_seconds
@@ -218,7 +237,12 @@ class Agent:
         """
         while not self._is_stopping:
             now = time.monotonic()
-            wake = min(self._skips.tick(now), self._step(now), self._tick_front(now))
+            wake = min(
+                self._skips.tick(now),
+                self._step(now),
+                self._tick_front(now),
+                self._listening.tick(now),
+            )
             for key, events in self._selector.select(max(0.0, wake - time.monotonic())):
                 react: Callable[[int], None] = key.data
                 react(events)
@@ -229,7 +253,10 @@ class Agent:
             self._policy = self._guard.policy
             self._loop.obey(self._policy.refusal)
             self._loop.stand_on(self._ground())
-        self._loop.report(self._skips.problems + self._barrier.problems)
+        self._loop.report(
+            self._skips.problems + self._barrier.problems + self._reaper.problems,
+            self._reaper.ended,
+        )
         wake = self._loop.step(now)
         if not gc.isenabled() and (self._loop.is_settled or now >= self._deadline):
             gc.freeze()  # what is there now is there to stay: it need not be looked at again

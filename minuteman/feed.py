@@ -1,8 +1,8 @@
 """The one-way feed from the control process to the front process, over a socket pair.
 
-Down go `Update`s, with the changed entries only, and `Counters` when asked. Up goes nothing but
-single bytes `COUNTERS_PLEASE`, so the process with the capabilities parses nothing that the
-listening process could forge.
+Down go `Update`s, with the changed entries only, and `Counters` and `Events` when asked. Up goes
+nothing but single bytes, `COUNTERS_PLEASE` and `EVENTS_PLEASE`, so the process with the
+capabilities parses nothing that the listening process could forge.
 
 Nobody waits for a slow reader: what it has not been told yet is folded together (`Pending`), and a
 big update goes out in parts, so that the sender is never busy for long.
@@ -20,6 +20,8 @@ from minuteman.model import Counters, Problem, SourceHealth, Task, Vip, VipKey
 from minuteman.reader import Published
 
 COUNTERS_PLEASE = b"c"
+EVENTS_PLEASE = b"e"
+"""For the next seconds: who goes on to listen asks again each second."""
 HEADER = struct.Struct("!I")
 PART_SIZE = 500
 """Backends and tasks in one part of a big update: a few milliseconds of work."""
@@ -45,6 +47,9 @@ class Update:
     attached: bool = False
     withheld: int = 0
     drift: int = 0
+    repairs: int = 0
+    without_room: int = 0
+    sockets_ended: int = 0
     more: bool = False
     """A part; the next one belongs to it. `Decoder` puts them together."""
 
@@ -67,6 +72,9 @@ class Update:
             attached=self.attached,
             withheld=self.withheld,
             drift=self.drift,
+            repairs=self.repairs,
+            without_room=self.without_room,
+            sockets_ended=self.sockets_ended,
         )
 
 
@@ -129,11 +137,28 @@ class Pending:
             attached=last.attached,
             withheld=last.withheld,
             drift=last.drift,
+            repairs=last.repairs,
+            without_room=last.without_room,
+            sockets_ended=last.sockets_ended,
             more=more,
         )
 
 
-Message = Update | Counters
+@dataclass(frozen=True, slots=True)
+class Events:
+    """What became of connections, as the child that reads them has written it."""
+
+    lines: bytes
+    """Whole lines, one object of JSON each: an event, or `{"lost": n}` for events that are not
+    here."""
+
+
+def lost(count: int) -> bytes:
+    """The line that stands for `count` events."""
+    return b'{"lost": %d}\n' % count
+
+
+Message = Update | Counters | Events
 
 
 def encode(message: Message) -> bytes:

@@ -1,4 +1,4 @@
-"""The listening process: REST and metrics. It has no privilege, and the agent never waits for it.
+"""The listening process: REST, metrics, events. No privilege, and the agent never waits for it.
 
     python -m minuteman.front --fd N --listen 127.0.0.1:62080 --user nobody
 
@@ -21,7 +21,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -29,13 +29,16 @@ import uvicorn
 
 from api.app import create_app
 from minuteman import privileges
+from minuteman.audience import Audience, Seat
 from minuteman.errors import ConfigError, MinutemanError, SourceError
-from minuteman.feed import COUNTERS_PLEASE, Decoder, Message, Update
+from minuteman.feed import COUNTERS_PLEASE, EVENTS_PLEASE, Decoder, Events, Message, Update
 from minuteman.model import Counters
 from minuteman.reader import Published
 
 RECEIVE_BYTES = 1 << 18
 BACKLOG = 1024
+HANG_UP_SECONDS = 0.5
+"""After it is to stop; then who has not read their answer will not."""
 STOP_SECONDS = 1
 
 log = logging.getLogger("minuteman.front")
@@ -57,6 +60,7 @@ class FeedReader:
         self._news = asyncio.Event()
         self._agent: asyncio.StreamWriter | None = None
         self._answer: asyncio.Future[Counters] | None = None
+        self._audience = Audience(self._ask_for_events)
 
     def current(self) -> Published:
         """The newest value; never blocks."""
@@ -87,6 +91,18 @@ class FeedReader:
             self._answer = asyncio.get_running_loop().create_future()
         return self._answer
 
+    def listen(self) -> AbstractContextManager[Seat]:
+        """Hear of events while the block runs. Errors: SourceError when too many do."""
+        return self._audience.listen(self._published)
+
+    def _ask_for_events(self) -> None:
+        if self._agent is not None:
+            self._agent.write(EVENTS_PLEASE)
+
+    def end_events(self) -> None:
+        """Have those who listen go."""
+        self._audience.end()
+
     async def follow(self, feed: socket.socket) -> None:
         """Take what the agent sends, until it closes its end."""
         stream, self._agent = await asyncio.open_unix_connection(sock=feed, limit=RECEIVE_BYTES)
@@ -103,11 +119,14 @@ class FeedReader:
     def _take(self, message: Message) -> None:
         match message:
             case Update():
+                self._audience.follow(self._published, message)
                 self._published = message.applied_to(self._published)
                 self._news.set()
                 self._news.clear()
             case Counters():
                 self._take_counters(message)
+            case Events():
+                self._audience.take(message.lines)
 
     def _take_counters(self, counters: Counters) -> None:
         if self._answer is None or self._answer.done():
@@ -120,12 +139,21 @@ class FeedReader:
 
 
 class Server(uvicorn.Server):
-    """A server that leaves signals alone."""
+    """A server that leaves signals alone, and does not wait for clients that do not read."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Change nothing: SIGINT stays ignored, and `serve` handles SIGTERM."""
         yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Have requests end, a while by themselves."""
+        asyncio.get_running_loop().call_later(HANG_UP_SECONDS, self._hang_up)
+        await super().shutdown(sockets)
+
+    def _hang_up(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
 
 async def serve(
@@ -135,6 +163,7 @@ async def serve(
 
     def stop() -> None:
         server.should_exit = True
+        reader.end_events()  # else the server would wait for those who listen
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
     async with asyncio.TaskGroup() as tasks:
@@ -162,7 +191,8 @@ def listen(text: str) -> socket.socket:
             "listen at 127.0.0.1 and put a proxy in front"
         )
     family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # With its protocol: asyncio sends without delay only what it knows to be TCP.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((str(address), port))

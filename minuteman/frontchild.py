@@ -1,7 +1,8 @@
 """The front process as the agent sees it: started, fed, started again when it ends.
 
 It is never waited for. What it was not told yet is folded together (`minuteman.feed`), and goes out
-a part at a time whenever its socket has room.
+a part at a time whenever its socket has room. Events are not kept for it: what finds no room is
+lost, and it is told how many.
 """
 
 from __future__ import annotations
@@ -14,7 +15,16 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 
 from minuteman.errors import ConfigError, DataplaneError
-from minuteman.feed import COUNTERS_PLEASE, PART_SIZE, Pending, Update, encode
+from minuteman.feed import (
+    COUNTERS_PLEASE,
+    EVENTS_PLEASE,
+    PART_SIZE,
+    Events,
+    Pending,
+    Update,
+    encode,
+    lost,
+)
 from minuteman.model import Counters
 from minuteman.settings import ENV_PREFIX
 
@@ -40,6 +50,7 @@ class FrontChild:
         selector: Calls back through the data of its keys, with what is ready.
         whole: Everything that is published.
         counters: Reads the counters.
+        listen: Called when it wants events, for some seconds more.
     """
 
     def __init__(
@@ -48,11 +59,13 @@ class FrontChild:
         selector: selectors.BaseSelector,
         whole: Callable[[], Update],
         counters: Callable[[], Counters],
+        listen: Callable[[], None],
     ) -> None:
         self._command = command
         self._selector = selector
         self._whole = whole
         self._counters = counters
+        self._listen = listen
         self._process: subprocess.Popen[bytes] | None = None
         self._feed: socket.socket | None = None
         """None: the process has ended, or is about to."""
@@ -61,6 +74,10 @@ class FrontChild:
         """What is left of the frame that is being sent."""
         self._answer = b""
         """The frame that goes next, before updates."""
+        self._events = b""
+        """Lines that go when nothing else is waiting."""
+        self._lost = 0
+        """Lines that were not sent, and of which it was not told."""
         self._is_asked = False
         self._answered_at = float("-inf")
         self._started_at = 0.0
@@ -82,6 +99,16 @@ class FrontChild:
             self._pending.add(update)
             self._send(self._feed)
 
+    def forward(self, lines: bytes) -> None:
+        """Pass lines of events on, or drop them when others wait already. Returns at once."""
+        if self._feed is None:
+            return
+        if self._events:
+            self._lost += lines.count(b"\n")
+            return
+        self._events = lines
+        self._send(self._feed)
+
     def tick(self, now: float) -> float:
         """Do what is due: start it, bury it, answer it. Returns when to come back.
 
@@ -94,11 +121,9 @@ class FrontChild:
             return now
         if self._feed is None:
             return self._bury(self._process, now)
-        if self._is_asked:
-            if now < self._answered_at + COUNTERS_SECONDS:
-                return self._answered_at + COUNTERS_SECONDS
+        if self._is_asked and now >= self._answered_at + COUNTERS_SECONDS:
             self._answer_it(self._feed, now)
-        return float("inf")
+        return self._answered_at + COUNTERS_SECONDS if self._is_asked else float("inf")
 
     def close(self) -> None:
         """End it, and see that it has ended."""
@@ -124,6 +149,7 @@ class FrontChild:
                     stdin=subprocess.DEVNULL,
                     cwd="/",
                     env=_without_settings(os.environ),
+                    process_group=0,  # a Ctrl-C is for the agent
                 )
         except OSError as exc:
             ours.close()
@@ -146,7 +172,8 @@ class FrontChild:
         self._selector.unregister(self._feed)
         self._feed.close()
         self._feed = None
-        self._frame = self._answer = b""
+        self._frame = self._answer = self._events = b""
+        self._lost = 0
         self._is_asked = False
 
     def _bury(self, process: subprocess.Popen[bytes], now: float) -> float:
@@ -185,27 +212,27 @@ class FrontChild:
             return
         except OSError:
             received = b""
-        if received:
-            self._is_asked = self._is_asked or COUNTERS_PLEASE in received
-        else:
+        if not received:
             self._hang_up()
+            return
+        self._is_asked = self._is_asked or COUNTERS_PLEASE in received
+        if EVENTS_PLEASE in received:
+            self._listen()
 
     def _answer_it(self, feed: socket.socket, now: float) -> None:
-        self._is_asked = False
+        """Answer, or try again later: it does not ask twice."""
         self._answered_at = now
         try:
             self._answer = encode(self._counters())
         except DataplaneError as exc:
             log.debug("counters not read error=%s", exc)
-        else:
-            self._send(feed)
+            return
+        self._is_asked = False
+        self._send(feed)
 
     def _send(self, feed: socket.socket) -> None:
         """Send one frame, or what there is room for, and have the selector call for the rest."""
-        if not self._frame:
-            self._frame, self._answer = self._answer, b""
-        if not self._frame and self._pending:
-            self._frame = encode(self._pending.take(PART_SIZE))
+        self._frame = self._frame or self._next_frame()
         try:
             self._frame = self._frame[feed.send(self._frame) :]
         except BlockingIOError:
@@ -213,9 +240,22 @@ class FrontChild:
         except OSError:
             self._hang_up()
             return
-        waiting = self._frame or self._answer or self._pending
+        waiting = self._frame or self._answer or self._pending or self._events or self._lost
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if waiting else 0)
         self._selector.modify(feed, events, self._ready)
+
+    def _next_frame(self) -> bytes:
+        """The answer first; events after the updates, which say whose addresses are in them."""
+        if self._answer:
+            frame, self._answer = self._answer, b""
+            return frame
+        if self._pending:
+            return encode(self._pending.take(PART_SIZE))
+        if self._events or self._lost:
+            lines = self._events + (lost(self._lost) if self._lost else b"")
+            self._events, self._lost = b"", 0
+            return encode(Events(lines))
+        return b""
 
 
 def _without_settings(environment: Mapping[str, str]) -> dict[str, str]:

@@ -223,6 +223,7 @@ class Backend:
     source: str
     framework_id: str
     task_id: str
+    """It and those around it are empty when the task is not known."""
     agent_id: str = ""
     inner: Endpoint | None = None
     """Behind a host port: where the container itself listens. Of use on its own host only."""
@@ -267,6 +268,14 @@ class BackendCounters:
     successes: int = 0
     failures: int = 0
     consecutive_failures: int = 0
+    attempts: int = 0
+    """How often it was given to a connection, or to a UDP socket."""
+    bytes_sent: int = 0
+    """By TCP connections that are closed, and acknowledged."""
+    bytes_received: int = 0
+    """Likewise."""
+    retransmits: int = 0
+    """Segments, likewise."""
     connect_log2_us: tuple[int, ...] = ()
     """Bucket i counts connects that took less than 2**i microseconds, the last one all others."""
     ejected: bool = False

@@ -92,7 +92,8 @@ class Settings(BaseSettings):
     audit_seconds: Seconds = 60.0
     """Between two comparisons of the maps with what was written."""
     sweep_seconds: Seconds = 300.0
-    """Between two looks for sockets that are gone without the programs seeing it."""
+    """Between two looks for sockets that are gone without the programs seeing it; and for those
+    whose backends are gone, which are looked for at once, too."""
     start_timeout_seconds: Seconds = 30.0
     """How long to wait for ZooKeeper when there is nothing to serve."""
 
@@ -100,7 +101,7 @@ class Settings(BaseSettings):
     max_slots: int = Field(default=DEFAULT_LIMITS.slots, ge=1)
     max_backends: int = Field(default=DEFAULT_LIMITS.backends, ge=2)
     max_conns: int = Field(default=DEFAULT_LIMITS.conns, ge=1)
-    """Capacity of the maps. Maps of another size must be removed first: `minuteman detach`."""
+    """Capacity of the maps. A start with another one makes new maps and fills them from the old."""
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = (
         "info"
     )

@@ -10,6 +10,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from lab.versions import Versions, install_all
+
 TESTS = Path(__file__).parent
 ZOOKEEPER_JAR = Path("/usr/share/java/zookeeper.jar")
 
@@ -85,3 +87,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # `random`, and one sandbox has one agent.
     tiers = list(MISSING)
     items.sort(key=lambda item: tiers.index(item.path.relative_to(TESTS).parts[0]))
+
+
+@pytest.fixture(scope="session")
+def versions(tmp_path_factory: pytest.TempPathFactory) -> Versions:
+    """What is in this tree, and what may come after it, installed."""
+    return install_all(tmp_path_factory.mktemp("versions"))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -62,15 +63,15 @@ class Agent:
         return None if self._process is None else self._process.pid
 
     # ---- its life -----------------------------------------------------------------------------
-    def start(self) -> None:
-        """Start it and return at once."""
+    def start(self, variables: Mapping[str, str] | None = None) -> None:
+        """Start it, with `variables` beside ours, and return at once."""
         if self._process is not None:
             raise RuntimeError("the agent is started")
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 self.command(),
-                env=environment(),
+                env={**environment(), **(variables or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -2,6 +2,7 @@
 
     python client.py ADDRESS PORT [--how HOW] [--mapped]
                      [--clients N] [--keep N] [--count N] [--pause-seconds S]
+                     [--timeout-seconds S]
 
 A request is one of HTTP, with `--how udp` a datagram, with `--how udp-connected` one of a socket
 that is connected. `--mapped` goes to ::ffff:ADDRESS from an AF_INET6 socket, as a JVM does. Each of
@@ -74,10 +75,13 @@ class Target:
     port: int
     how: How = "tcp"
     mapped: bool = False
+    timeout_seconds: float = TIMEOUT_SECONDS
+    """After so long without an answer a client gives up."""
 
     def words(self) -> list[str]:
         """The same for the command line."""
-        options = [f"--how={self.how}", *(["--mapped"] if self.mapped else [])]
+        options = [f"--how={self.how}", f"--timeout-seconds={self.timeout_seconds}"]
+        options += ["--mapped"] if self.mapped else []
         return [self.address, str(self.port), *options]
 
     def open(self) -> socket.socket:
@@ -85,7 +89,7 @@ class Target:
         family = socket.AF_INET6 if self.mapped or ":" in self.address else socket.AF_INET
         kind = socket.SOCK_STREAM if self.how == "tcp" else socket.SOCK_DGRAM
         opened = socket.socket(family, kind)
-        opened.settimeout(TIMEOUT_SECONDS)
+        opened.settimeout(self.timeout_seconds)
         return opened
 
     def __str__(self) -> str:
@@ -198,8 +202,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--keep", type=int, default=1)
     parser.add_argument("--count", type=int, help="without end by default")
     parser.add_argument("--pause-seconds", type=float, default=0.0)
+    parser.add_argument("--timeout-seconds", type=float, default=TIMEOUT_SECONDS)
     options = parser.parse_args(arguments)
-    target = Target(options.address, options.port, options.how, options.mapped)
+    target = Target(
+        options.address, options.port, options.how, options.mapped, options.timeout_seconds
+    )
     order = Order(target, options.keep, options.count, options.pause_seconds)
     clients = [
         threading.Thread(target=run, args=(number, order)) for number in range(options.clients)

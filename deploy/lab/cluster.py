@@ -14,25 +14,32 @@ import json
 import os
 import socket
 import subprocess
-from contextlib import ExitStack
+import threading
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+import msgspec
 
 from api import schemas
 from lab.agent import BPFFS, MINUTEMAN, Agent, environment
 from lab.client import Target
 from lab.docker import Docker
+from lab.lines import Lines
 from lab.marathon import Marathon
 from lab.network import Network
 from lab.scheduler import Scheduler
 from lab.wait import LabError
 from lab.zookeeper import Server
 from minuteman.dataplane import bpf, cgroup, pins, sockets
+from minuteman.errors import DataplaneError
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SETTINGS = EXAMPLES / "minuteman.toml"
 PINS = BPFFS / "minuteman"
+DETACH_SECONDS = 0.005
+"""Between two detachments; the agent looks every two seconds."""
 
 
 def target_of(vip: schemas.Vip) -> Target:
@@ -40,6 +47,13 @@ def target_of(vip: schemas.Vip) -> Target:
     is_ipv6 = any(":" in backend.address for backend in vip.backends)
     address = next(address for address in vip.addresses if (":" in address) == is_ipv6)
     return Target(address, vip.port, vip.protocol)
+
+
+def _event(line: str) -> schemas.Event | None:
+    """An event of `minuteman events --json`; None: some were lost."""
+    if line.startswith('{"lost"'):
+        return None
+    return msgspec.json.decode(line, type=schemas.Event)
 
 
 class Cluster:
@@ -50,7 +64,7 @@ class Cluster:
 
     def __init__(self, folder: Path, served: Path) -> None:
         self.served = served
-        self._folder = folder
+        self.folder = folder
         self.zookeeper = Server(folder / "zookeeper")
         self.network = Network()
         self.marathon = Marathon(self.zookeeper.address)
@@ -58,6 +72,7 @@ class Cluster:
         self.agent = Agent(self.zookeeper.url, served, folder / "agent", SETTINGS)
         self._targets: dict[tuple[str, schemas.Protocol], Target] = {}
         self._ending = ExitStack()
+        self._is_ending = threading.Event()
 
     def __enter__(self) -> Self:
         with ExitStack() as ending:
@@ -78,6 +93,7 @@ class Cluster:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._is_ending.set()
         self._ending.close()
 
     def _end_agent(self) -> None:
@@ -93,7 +109,7 @@ class Cluster:
 
     def docker(self) -> Docker:
         """A Docker on this host, to be entered."""
-        return Docker(self._folder, self.served.parent)
+        return Docker(self.folder, self.served.parent)
 
     # ---- what a person could do on this host --------------------------------------------------
     def minuteman(self, *words: str) -> str:
@@ -104,6 +120,15 @@ class Cluster:
         if command.returncode:
             raise LabError(f"`minuteman {' '.join(words)}`: {command.stderr.strip()}")
         return command.stdout
+
+    def events(self, *options: str) -> Lines[schemas.Event]:
+        """What `minuteman events OPTIONS` prints, for a `with` block."""
+        command = [str(MINUTEMAN), "events", "--json", *options]
+        return Lines(
+            ["setpriv", "--pdeathsig", "KILL", *command],
+            _event,
+            environment=environment(),
+        )
 
     def connect_outside(self, address: str, port: int) -> str:
         """Begin to connect from here, from a process that is not served: what it is told at once.
@@ -134,9 +159,24 @@ class Cluster:
             os.close(fd)
         return left
 
-    def detach_program(self, name: str) -> None:
-        """Take one program of the agent's off the cgroup, behind its back."""
-        link = bpf.open_pin(pins.Pins(PINS).links / name)
+    def pinned(self) -> str:
+        """Name of the folder of pins that serves. Errors: LabError."""
+        if (found := pins.serving(PINS)) is None:
+            raise LabError("no programs are attached")
+        return found.folder.name
+
+    def keep_detached(self, name: str) -> None:
+        """Take one program of the agent's off the cgroup, again and again, behind its back."""
+        self._detach_program(name)
+        threading.Thread(target=self._detach_again, args=(name,), daemon=True).start()
+
+    def _detach_again(self, name: str) -> None:
+        while not self._is_ending.wait(DETACH_SECONDS):
+            with suppress(DataplaneError, LabError):  # the agent is at it
+                self._detach_program(name)
+
+    def _detach_program(self, name: str) -> None:
+        link = bpf.open_pin(PINS / self.pinned() / "links" / name)
         try:
             bpf.detach_link(link)
         finally:

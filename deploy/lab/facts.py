@@ -6,18 +6,22 @@ when the fact does not hold. Facts build upon the ones before: they change the c
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import takewhile
 
 import httpx
+import msgspec
 
-from lab import server
+from api import schemas
+from lab import server, versions
+from lab.agent import BPFFS
 from lab.client import ENDLESS, Answer, Target
 from lab.cluster import Cluster
 from lab.docker import IMAGE, Docker
+from lab.lines import Lines
 from lab.load import Load, ask, program, read_answers
 from lab.measure import (
     REQUESTS,
@@ -71,11 +75,20 @@ EJECT_FAILURES = 5
 """In a row. Source: ebpf/pick.h."""
 FIND_SECONDS = 2.0
 """A backend that does not answer is found this soon, under load."""
+FREE_SECONDS = 3.0
+"""Who waits for a task that is gone is told this soon, and mostly sooner by far."""
 SLOW_SECONDS = 0.8
 """A SYN that is lost is sent again after 1 s: a request that takes as long has met one."""
 STICKY_CLIENTS = 12
 """With 3 backends all of them have the same by chance once in 100,000 times."""
 STICKY_REQUESTS = 10
+
+
+class Listed(msgspec.Struct, frozen=True):
+    """What is of use here of an object of `minuteman conns --json`."""
+
+    backend: str
+    backend_port: int
 
 
 def served(cluster: Cluster) -> str:
@@ -286,6 +299,39 @@ def drained(cluster: Cluster) -> str:
     )
 
 
+def freed(cluster: Cluster) -> str:
+    """Sockets of a task that is gone are ended at once, also where its host says nothing."""
+    victim = min(cluster.scheduler.task_ids("/clock"))
+    with load_on(
+        cluster,
+        DATAGRAMS,
+        "udp-connected",
+        clients=8,
+        keep=ENDLESS,
+        pause_seconds=0.05,
+        timeout_seconds=4 * FREE_SECONDS,
+    ) as load:
+        load.wait_for_more(REQUESTS)
+        with cluster.scheduler.muted(victim):
+            gone = cluster.scheduler.kill(victim)
+            _wait_past(load, gone)
+    answers = load.answers()
+    cut = [answer for answer in answers if answer.error]
+    if others := Counter(a.error for a in cut if a.error != "ECONNABORTED"):
+        raise LabError(f"{others.total()} of {len(answers)} requests failed: {counted(others)}")
+    if not cut:
+        raise LabError("no client was connected to it")
+    late = max(answer.ended for answer in cut) - gone
+    if late > FREE_SECONDS:
+        raise LabError(f"a client was told {ms(late)} after ZooKeeper knew")
+    cluster.scheduler.scale("/clock", len(cluster.scheduler.task_ids("/clock")) + 1)
+    reach_every_backend(cluster, DATAGRAMS, "/clock", "udp-connected")
+    return (
+        f"{len(cut)} connected UDP clients were told ECONNABORTED, the last {ms(late)} after "
+        "ZooKeeper knew, and went elsewhere; its successor is served"
+    )
+
+
 def killed(cluster: Cluster) -> str:
     """A task that is killed costs no request."""
     with load_on(cluster, NAMED) as load:
@@ -379,6 +425,68 @@ def restart(cluster: Cluster) -> str:
     return f"0 of {len(answers)} failed; healthy again after {seconds:.1f} s"
 
 
+def listed(cluster: Cluster) -> str:
+    """`minuteman conns` lists the connections that there are, with their backends."""
+    clients = 12
+    with load_on(cluster, NAMED, clients=clients, keep=ENDLESS, pause_seconds=0.05) as kept:
+        kept.wait_for_more(REQUESTS)
+        shown = cluster.minuteman("conns", "--json", f"--bpffs={BPFFS}", f"--vip={NAMED}")
+        connections = msgspec.json.decode(shown, type=list[Listed])
+        asked = {answer.client: answer.task_id for answer in kept.answers()}
+    tasks = {f"{b.address}:{b.port}": b.task_id for b in cluster.agent.vip(NAMED).backends}
+    found = Counter(tasks.get(f"{c.backend}:{c.backend_port}", "nobody") for c in connections)
+    if found != Counter(asked.values()):
+        raise LabError(f"it lists {counted(found)}; it is {counted(Counter(asked.values()))}")
+    return f"{found.total()} of {clients}, {' + '.join(map(str, found.values()))} by backend"
+
+
+def told(cluster: Cluster) -> str:
+    """`minuteman events` tells what becomes of each connection, and which process asked."""
+    target = cluster.resolve(NAMED)
+    nowhere = replace(target, port=target.port + 1)
+    with cluster.events() as events:
+        with load_on(cluster, LITERAL):
+            events.wait_for("event", bool, SETTLE_SECONDS)
+        answers = ask(cluster.served, target, count=REQUESTS)
+        refusals = ask(cluster.served, nowhere, count=REQUESTS)
+        by_task = Counter(answer.task_id for answer in answers)
+        _await_events(events, "connected", target, by_task)
+        _await_events(events, "refused_unknown", nowhere, Counter({"": len(refusals)}))
+    demand_answers(answers, "/web", target)
+    demand_refusals(refusals)
+    return f"{len(answers)} connected, with the task of each, and {len(refusals)} refused"
+
+
+def upgraded(cluster: Cluster) -> str:
+    """It is upgraded to other programs and maps, and rolled back, and no request is lost."""
+    version = versions.install("next", versions.NEXT, cluster.folder)
+    folders = [cluster.pinned()]
+    counted_before = cluster.agent.decisions("translated")
+    with (
+        load_on(cluster, NAMED, clients=2) as load,
+        load_on(cluster, NAMED, clients=6, keep=ENDLESS, pause_seconds=0.05) as kept,
+        load_on(cluster, DATAGRAMS, "udp", keep=REQUESTS) as datagrams,
+    ):
+        loads = {"/web": (load, kept), "/clock": (datagrams,)}
+        for environment in (version.environment, None):
+            cluster.agent.stop()
+            cluster.agent.start(environment)
+            cluster.agent.wait_healthy()
+            folders.append(cluster.pinned())
+            for each in (load, kept, datagrams):
+                each.wait_for_more(REQUESTS)
+    for app_id, each_of in loads.items():
+        for each in each_of:
+            demand_answers(each.answers(), app_id)
+    if len(set(folders)) != 2 or folders[0] != folders[2]:
+        raise LabError(f"the maps were those of {', '.join(folders)}")
+    asked = len(load.answers())
+    if cluster.agent.decisions("translated") < counted_before + asked:
+        raise LabError("connections are not counted any more")
+    total = sum(len(each.answers()) for each in (load, kept, datagrams))
+    return f"{' -> '.join(folders)}: 0 of {total} failed, and all are counted"
+
+
 def outside(cluster: Cluster) -> str:
     """Outside of the cgroup no way leads to a named VIP; other addresses are left alone."""
     vip, literal = vip_of(cluster, NAMED, "/web"), cluster.resolve(LITERAL)
@@ -424,6 +532,26 @@ def _wait_past(load: Load, moment: float) -> None:
     load.wait_for_more(REQUESTS)
 
 
+def _await_events(
+    events: Lines[schemas.Event], outcome: str, asked: Target, by_task: Counter[str]
+) -> None:
+    """Return when one process, and no other, has met an outcome so often, by task.
+
+    Errors: LabError.
+    """
+
+    def is_told() -> bool:
+        found: defaultdict[int | None, Counter[str]] = defaultdict(Counter)
+        for event in events.so_far():
+            if (event.outcome, event.vip) == (outcome, str(asked)):
+                found[event.pid][event.task_id or ""] += 1
+        if list(found.values()) != [by_task]:
+            raise LabError(f"told are {dict(found)}, not {by_task}")
+        return True
+
+    until(f"{by_task.total()} events that say {outcome!r}", is_told, SETTLE_SECONDS)
+
+
 @contextmanager
 def _guest(cluster: Cluster, running: Docker) -> Iterator[None]:
     """An app whose only task is a container on this very host, behind a published port."""
@@ -461,10 +589,14 @@ FACTS: Sequence[Fact] = (
     silent,
     drained,
     killed,
+    freed,
     zero,
     back,
     docker,
+    listed,
+    told,
     restart,
+    upgraded,
     outside,
     detached,
 )

@@ -8,7 +8,7 @@ from dataclasses import replace
 from statistics import median
 
 from api import schemas
-from lab.client import Answer, How, Target
+from lab.client import TIMEOUT_SECONDS, Answer, How, Target
 from lab.cluster import Cluster
 from lab.load import Load, ask
 from lab.marathon import encode_id
@@ -108,10 +108,19 @@ def await_ejection(cluster: Cluster, host_port: str, task_id: str) -> None:
 
 
 def load_on(
-    cluster: Cluster, host_port: str, *, clients: int = 1, keep: int = 1, pause_seconds: float = 0.0
+    cluster: Cluster,
+    host_port: str,
+    how: How = "tcp",
+    *,
+    clients: int = 1,
+    keep: int = 1,
+    pause_seconds: float = 0.0,
+    timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> Load:
     """Requests to a VIP without end, for a `with` block."""
-    target = cluster.resolve(host_port)
+    target = replace(
+        cluster.resolve(host_port, protocol_of(how)), how=how, timeout_seconds=timeout_seconds
+    )
     return Load(cluster.served, target, clients=clients, keep=keep, pause_seconds=pause_seconds)
 
 

@@ -122,13 +122,11 @@ class Scheduler:
     def muted(self, task_id: str) -> Iterator[float]:
         """Have the host of a task drop what begins a connection to it, until the block ends.
 
-        Gives when that began, by time.monotonic(). Nobody tells ZooKeeper.
+        With UDP that is every datagram. Gives when that began, by time.monotonic(). Nobody tells
+        ZooKeeper.
         """
         task = self._tasks[task_id]
-        rules = [
-            ["INPUT", "--protocol", "tcp", "--syn", "--dport", port.partition("/")[0], "-j", "DROP"]
-            for port in task.ports
-        ]
+        rules = [_dropping(*port.split("/")) for port in task.ports]
         for rule in rules:
             subprocess.run(task.namespace.command("iptables", "--append", *rule), check=True)
         try:
@@ -235,3 +233,9 @@ def _wait_ready(task: RunningTask) -> None:
 def _wait(process: subprocess.Popen[str]) -> None:
     with process:
         process.wait(END_SECONDS)
+
+
+def _dropping(number: str, protocol: str) -> list[str]:
+    """The rule of a firewall that drops what begins a connection to a port."""
+    begins = ["--syn"] if protocol == "tcp" else []
+    return ["INPUT", "--protocol", protocol, *begins, "--dport", number, "-j", "DROP"]

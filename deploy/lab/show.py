@@ -21,7 +21,7 @@ from lab import orders
 from lab.cluster import Cluster, target_of
 from lab.load import Load
 from lab.wait import LabError
-from minuteman.cli.vips import host_port
+from minuteman.cli.text import host_port
 from minuteman.model import VIP_DOMAIN
 
 PAUSE_SECONDS = 0.1

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from minuteman import __version__
-from minuteman.cli import agent, cgroup, control, doctor, vips
+from minuteman.cli import agent, cgroup, conns, control, doctor, events, top, vips
 from minuteman.errors import MinutemanError
 
 app = typer.Typer(
@@ -45,6 +45,9 @@ app.command(epilog="Example: minuteman agent --zookeeper zk://10.0.0.1:2181,10.0
 )
 app.command(epilog="Example: minuteman vips --name web")(vips.vips)
 app.command(epilog="Example: minuteman vip web.marathon:80")(vips.vip)
+app.command(epilog="Example: minuteman top --vip web.marathon")(top.top)
+app.command(epilog="Example: minuteman conns --vip web.marathon")(conns.conns)
+app.command(epilog="Example: minuteman events --vip web.marathon --outcome refused")(events.events)
 app.command(epilog="Example: minuteman problems")(vips.problems)
 app.command(epilog="Example: minuteman believe marathon")(control.believe)
 app.add_typer(cgroup.app, name="cgroup")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 TIMEOUT_SECONDS = 10.0
+SILENCE_SECONDS = 40.0
+"""A stream that lives says something each 15 seconds."""
+DATA = b"data: "
 
 
 class NotFoundError(MinutemanError):
@@ -61,6 +65,42 @@ class Rest:
         """Whether the host is well; a host that is not says so with an error status."""
         return decode(self._send("/api/health").content, schemas.Health)
 
+    @contextmanager
+    def stream(self, path: str, query: Mapping[str, str]) -> Iterator[Iterator[bytes]]:
+        """The data of server-sent events, one after another.
+
+        Errors: as `get` has, and SourceError when it ends: it does with the agent.
+        """
+        import httpx  # here: see minuteman.cli
+
+        timeout = httpx.Timeout(TIMEOUT_SECONDS, read=SILENCE_SECONDS)
+        with httpx.Client(trust_env=False, timeout=timeout) as client:
+            try:
+                request = client.build_request("GET", f"{self.url}{path}", params=query)
+                response = client.send(request, stream=True)
+                if not response.is_success:
+                    response.read()
+            except (httpx.HTTPError, httpx.InvalidURL) as exc:
+                raise self._no_answer(exc) from exc
+            try:
+                if not response.is_success:
+                    raise _failure(response)
+                yield self._data(response)
+            finally:
+                response.close()
+
+    def _data(self, response: httpx.Response) -> Iterator[bytes]:
+        import httpx  # here: see minuteman.cli
+
+        gone = SourceError(f"the agent at {self.url} has ended")
+        try:
+            for line in lines_of(response.iter_bytes()):
+                if line.startswith(DATA):
+                    yield line.removeprefix(DATA)
+        except httpx.HTTPError as exc:
+            raise gone from exc
+        raise gone
+
     def _send(self, path: str, query: Mapping[str, str] | None = None) -> httpx.Response:
         import httpx  # here: see minuteman.cli
 
@@ -69,9 +109,20 @@ class Rest:
                 f"{self.url}{path}", params=query, timeout=TIMEOUT_SECONDS, trust_env=False
             )
         except (httpx.HTTPError, httpx.InvalidURL) as exc:
-            raise SourceError(
-                f"no agent answers at {self.url}; is it running, is --api right? ({exc})"
-            ) from exc
+            raise self._no_answer(exc) from exc
+
+    def _no_answer(self, error: Exception) -> SourceError:
+        return SourceError(
+            f"no agent answers at {self.url}; is it running, is --api right? ({error})"
+        )
+
+
+def lines_of(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines of a text that comes in pieces."""
+    rest = b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from lines
 
 
 def decode(body: bytes, shape: type[T]) -> T:

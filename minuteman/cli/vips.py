@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from itertools import accumulate
 from typing import Annotated
 from urllib.parse import quote
 
@@ -12,6 +11,7 @@ import typer
 from api import schemas
 from minuteman.cli.client import Rest, decode
 from minuteman.cli.output import console, table
+from minuteman.cli.text import connect_time, host_port, size
 
 DEFAULT_API = "127.0.0.1:62080"
 HEALTH = {True: "healthy", False: "not healthy", None: "not checked"}
@@ -36,7 +36,10 @@ def vips(
     protocol: Annotated[Protocol | None, typer.Option(help="Only VIPs of this protocol.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the VIPs of this host, backends and connections."""
+    """List the VIPs of this host, backends and connections.
+
+    What a TCP connection has sent and received is added when it closes.
+    """
     rest = Rest(api)
     query = {"name": name} | ({"protocol": protocol.value} if protocol else {})
     body = rest.get("/api/vips", query)
@@ -76,21 +79,25 @@ def problems(api: Api = DEFAULT_API, as_json: AsJson = False) -> None:
 
 
 def _print_vips(found: schemas.VipList) -> None:
-    numbers = ("Up", "Maybe", "Draining", "Ejected", "Active", "OK", "Failed")
+    tiers = ("Up", "Maybe", "Draining", "Ejected")
+    numbers = (*tiers, "Active", "Attempts", "OK", "Failed", "Sent", "Received")
     shown = table("VIP", "Protocol", "Addresses", "Affinity", *numbers, numbers=numbers)
     for vip in found.vips:
-        tiers = [backend.tier for backend in vip.backends]
+        members = [backend.tier for backend in vip.backends]
         counters = [backend.counters for backend in vip.backends]
         shown.add_row(
             vip.vip,
             vip.protocol,
             " ".join(vip.addresses),
             affinity(vip),
-            *(str(tiers.count(tier)) for tier in ("up", "maybe", "draining")),
+            *(str(members.count(tier)) for tier in ("up", "maybe", "draining")),
             str(sum(backend.ejected for backend in vip.backends)),
             str(sum(counted.active for counted in counters)),
+            str(sum(counted.attempts for counted in counters)),
             str(sum(counted.successes for counted in counters)),
             str(sum(counted.failures for counted in counters)),
+            size(sum(counted.bytes_sent for counted in counters)),
+            size(sum(counted.bytes_received for counted in counters)),
         )
     console().print(shown if shown.row_count else "No VIPs.")
 
@@ -102,7 +109,8 @@ def _print_vip(vip: schemas.Vip) -> None:
     out.print(f"framework  {vip.framework or 'unknown'}")
     if vip.affinity_seconds:
         out.print(f"affinity   {affinity(vip)}")
-    numbers = ("Weight", "Active", "OK", "Failed", "p50", "p99")
+    connects = ("Weight", "Active", "Attempts", "OK", "Failed", "p50", "p99")
+    numbers = (*connects, "Sent", "Received", "Resent")
     shown = table("Backend", "Tier", "Task", "State", "Health", "Agent", *numbers, numbers=numbers)
     for backend in vip.backends:
         counted = backend.counters
@@ -115,10 +123,14 @@ def _print_vip(vip: schemas.Vip) -> None:
             backend.agent_address or backend.agent_id,
             str(backend.weight),
             str(counted.active),
+            str(counted.attempts),
             str(counted.successes),
             str(counted.failures),
             connect_time(counted.connect_log2_us, 0.50),
             connect_time(counted.connect_log2_us, 0.99),
+            size(counted.bytes_sent),
+            size(counted.bytes_received),
+            str(counted.retransmits),
         )
     out.print(shown if shown.row_count else "No backend: it refuses connections.")
 
@@ -126,31 +138,6 @@ def _print_vip(vip: schemas.Vip) -> None:
 def affinity(vip: schemas.Vip) -> str:
     """How long a client keeps its backend, `300s`; empty when it does not."""
     return f"{vip.affinity_seconds}s" if vip.affinity_seconds else ""
-
-
-def host_port(address: str, port: int) -> str:
-    """IPv6 in brackets."""
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-
-
-def connect_time(log2_us: tuple[int, ...], quantile: float) -> str:
-    """Upper bound of the bucket in which `quantile` of the connects lies, `<64us`."""
-    total = sum(log2_us)
-    if not total:
-        return ""
-    counts = enumerate(accumulate(log2_us))
-    bucket = next(bucket for bucket, count in counts if count >= quantile * total)
-    if bucket == len(log2_us) - 1:
-        return f">={_duration(2 ** (bucket - 1))}"
-    return f"<{_duration(2**bucket)}"
-
-
-def _duration(microseconds: int) -> str:
-    if microseconds < 1_000:
-        return f"{microseconds}us"
-    if microseconds < 1_000_000:
-        return f"{microseconds / 1_000:.1f}ms"
-    return f"{microseconds / 1_000_000:.1f}s"
 
 
 def _warn(health: schemas.Health) -> None:

@@ -27,9 +27,13 @@ class Dataplane(Protocol):
     def open(self) -> KernelState:
         """Load, attach, and read back what is there.
 
-        Errors: UnsupportedKernelError when this host cannot run the programs, or pinned maps have
-        another capacity; LayoutError when the pins are of another schema; RunningError. Nothing is
-        left attached that was not before.
+        Programs and maps of another version, or of another capacity, serve until the new ones do,
+        which have the same content.
+
+        Errors: UnsupportedKernelError when this host cannot run the programs; LayoutError when it
+        is not known what is in the maps that serve; DataplaneError, E2BIG, when they hold more than
+        there is to be room for; RunningError. What served before goes on to serve, and nothing is
+        left attached that was not.
         """
 
     def apply(self, ops: Sequence[Op], state: KernelState) -> Applied:
@@ -41,6 +45,13 @@ class Dataplane(Protocol):
     def attached(self) -> tuple[Problem, ...]:
         """() when the effective query shows each of our programs on the cgroup."""
 
+    def repair(self) -> None:
+        """Put right what `attached` complains of, as far as it can be.
+
+        Errors: DataplaneError; RunningError when another agent has the pins, after somebody removed
+        ours.
+        """
+
     def counters(self) -> Counters:
         """Read the counters of the backends in the last known state, where one is not zero."""
 
@@ -48,6 +59,12 @@ class Dataplane(Protocol):
         """Leave the processes in these cgroups, and below them, alone: these and no others.
 
         A cgroup is named by the inode of its folder.   Errors: DataplaneError.
+        """
+
+    def listen_until(self, monotonic_ns: int) -> None:
+        """Have the programs tell of connections until then; 0: not at all. See `events`.
+
+        Errors: DataplaneError.
         """
 
     def close(self) -> None:

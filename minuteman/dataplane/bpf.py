@@ -29,6 +29,7 @@ CGROUP_INET_SOCK_RELEASE = 34
 PROG_SOCKET_FILTER, PROG_SCHED_CLS, PROG_CGROUP_SOCK = 1, 3, 9
 PROG_SOCK_OPS, PROG_CGROUP_SOCK_ADDR = 13, 18
 # enum bpf_func_id
+GET_CURRENT_PID_TGID, GET_CURRENT_COMM = 14, 16
 GET_SOCKET_COOKIE, GET_NETNS_COOKIE, GET_CURRENT_ANCESTOR_CGROUP_ID = 46, 122, 123
 KTIME_GET_COARSE_NS, SET_RETVAL = 160, 187
 QUERY_EFFECTIVE = 1
@@ -91,13 +92,18 @@ class _LinkInfo(ctypes.Structure):
     )
 
 
+_OnRecord = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, ctypes.c_size_t)
+"""Of libbpf: context, record, size; a negative result ends the reading."""
+
+
 @dataclass(frozen=True, slots=True)
 class LinkInfo:
     """What a link holds where."""
 
+    id: int
     prog_id: int
     cgroup_id: int
-    """0: its cgroup is gone."""
+    """0: its cgroup is gone, or it was detached."""
     attach_type: int
 
 
@@ -148,6 +154,12 @@ def _lib() -> ctypes.CDLL:
         function = getattr(lib, name)
         function.argtypes = arguments
         function.restype = c_int
+    lib.ring_buffer__new.argtypes = (c_int, _OnRecord, c_void_p, opts)
+    lib.ring_buffer__new.restype = c_void_p
+    lib.ring_buffer__consume.argtypes = (c_void_p,)
+    lib.ring_buffer__consume.restype = c_int
+    lib.ring_buffer__free.argtypes = (c_void_p,)
+    lib.ring_buffer__free.restype = None
     lib.libbpf_set_print.argtypes = (c_void_p,)
     lib.libbpf_set_print.restype = c_void_p
     lib.libbpf_set_print(None)
@@ -196,7 +208,7 @@ def link_info(fd: int) -> LinkInfo:
     """Which program a cgroup link attaches where."""
     info = _LinkInfo()
     _info(fd, info, "link")
-    return LinkInfo(info.prog_id, info.cgroup_id, info.attach_type)
+    return LinkInfo(info.id, info.prog_id, info.cgroup_id, info.attach_type)
 
 
 # ---- links --------------------------------------------------------------------------------------
@@ -290,6 +302,13 @@ def read_hash(fd: int, key_size: int, value_size: int) -> Iterator[tuple[bytes, 
             )
 
 
+def read_raw(fd: int, key_size: int, value_size: int) -> Iterator[bytes]:
+    """The bytes of every entry of a hash, in pieces: the same ones while nobody writes."""
+    for keys, values, _ in _read_batches(fd, key_size, value_size, None):
+        yield keys
+        yield values
+
+
 def read_trie(fd: int, key_size: int, value_size: int) -> Iterator[tuple[bytes, bytes]]:
     """Every entry of a trie of prefixes, that nobody writes meanwhile."""
     try:
@@ -364,6 +383,40 @@ def read_percpu(fd: int, key: bytes) -> tuple[int, ...]:
     if raw is None:
         return ()
     return tuple(int.from_bytes(raw[i : i + 8], sys.byteorder) for i in range(0, len(raw), 8))
+
+
+class RingBuffer:
+    """What programs write to a ring buffer, in its order. It has one reader at a time.
+
+    Errors: DataplaneError.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._records: list[bytes] = []
+        self._most = 0
+        self._on_record = _OnRecord(self._take)  # libbpf keeps no reference to it
+        self._ring = _lib().ring_buffer__new(fd, self._on_record, None, None)
+        if not self._ring:
+            raise DataplaneError("ring_buffer__new", ctypes.get_errno())
+
+    def __enter__(self) -> RingBuffer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _lib().ring_buffer__free(self._ring)
+
+    def read(self, most: int) -> list[bytes]:
+        """The next records, `most` if there are as many. It waits for none."""
+        self._most = most
+        result: int = _lib().ring_buffer__consume(self._ring)
+        if result < 0 and len(self._records) < most:
+            raise DataplaneError("ring_buffer__consume", -result)
+        records, self._records = self._records, []
+        return records
+
+    def _take(self, _context: int, record: int, size: int) -> int:
+        self._records.append(ctypes.string_at(record, size))
+        return -errno.ECANCELED if len(self._records) >= self._most else 0
 
 
 # ---- what the kernel can do ---------------------------------------------------------------------

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import stat
+from functools import lru_cache
 from pathlib import Path
 
 from minuteman.dataplane.mounts import mount_of
@@ -56,3 +58,41 @@ def find_cgroup(path: Path) -> int | None:
     except OSError:
         return None
     return found.st_ino if stat.S_ISDIR(found.st_mode) else None
+
+
+FILEID_KERNFS = 0xFE
+"""What names a file by its number. Source: linux/exportfs.h, Linux 5.5."""
+
+
+class _FileHandle(ctypes.Structure):
+    """Struct file_handle, with a number in it."""
+
+    _fields_ = (
+        ("handle_bytes", ctypes.c_uint),
+        ("handle_type", ctypes.c_int),
+        ("number", ctypes.c_uint64),
+    )
+
+
+@lru_cache(4096)
+def path_of_cgroup(mount: Path, number: int) -> str | None:
+    """Path of a cgroup below the `mount` of version 2, `/a/b`, by the kernel's number.
+
+    None: it is gone, or this process may not look for it. A number is never given away again.
+    """
+    handle = _FileHandle(ctypes.sizeof(ctypes.c_uint64), FILEID_KERNFS, number)
+    at = os.open(mount, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        libc = ctypes.CDLL(None)
+        fd = libc.open_by_handle_at(at, ctypes.byref(handle), os.O_PATH | os.O_CLOEXEC)
+    finally:
+        os.close(at)
+    if fd < 0:
+        return None
+    try:
+        path = Path(f"/proc/self/fd/{fd}").readlink()
+    finally:
+        os.close(fd)
+    if not path.is_relative_to(mount):
+        return None
+    return "/" + str(path.relative_to(mount)).removeprefix(".")

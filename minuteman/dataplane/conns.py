@@ -7,12 +7,57 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from minuteman.dataplane import bpf
 from minuteman.dataplane.layout import CONN, COOKIE, SLOT
 
 _WORDS = CONN.size // COOKIE.size
 """The cookie is the last one; 0: the place is free."""
+
+
+class Place(NamedTuple):
+    """Where a backend listens."""
+
+    address: bytes
+    """16 bytes, network order; IPv4 as IPv4-mapped IPv6."""
+    port: bytes
+    """Network order."""
+    protocol: int
+
+
+class Entry(NamedTuple):
+    """What a socket was given, as far as it matters for its end."""
+
+    raw: bytes
+    """All of it: struct conn."""
+    backend: Place
+    member: tuple[int, int]
+    """Its id and epoch."""
+    netns: int
+    """The low half of a cookie."""
+    abandoned: bool
+    """Its owner has closed it."""
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Entry:
+        """Source: struct conn."""
+        (
+            _vip_addr,
+            address,
+            _vip_port,
+            port,
+            backend_id,
+            epoch,
+            protocol,
+            _phase,
+            _timeouts,
+            abandoned,
+            netns,
+            *_,
+        ) = CONN.unpack(raw)
+        place = Place(address, port, protocol)
+        return cls(raw, place, (backend_id, epoch), netns, bool(abandoned))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing, suppress
 from itertools import groupby
 from pathlib import Path
 from typing import cast
 
-from minuteman.dataplane import bpf, cgroup, pins, probe
+from minuteman.dataplane import cgroup, pins, probe, takeover
+from minuteman.dataplane.attachment import Attachment
 from minuteman.dataplane.base import Applied
+from minuteman.dataplane.layout import map_layouts
 from minuteman.dataplane.maps import Maps
 from minuteman.dataplane.netns import netns_cookie
-from minuteman.errors import DataplaneError, RunningError, UnsupportedKernelError
+from minuteman.dataplane.recipe import Recipe
+from minuteman.dataplane.takeover import Takeover
+from minuteman.errors import DataplaneError, LayoutError, RunningError, UnsupportedKernelError
 from minuteman.model import Counters, Problem
 from minuteman.reconcile.kernelstate import (
     DropPrefix,
@@ -33,52 +39,46 @@ from minuteman.reconcile.kernelstate import (
 log = logging.getLogger(__name__)
 
 LOAD_TIMEOUT_SECONDS = 60
-NOT_EFFECTIVE = (
-    "The program is not effective on this cgroup: it was detached, or the cgroup was removed."
-)
+NOT_PINNED = "The pins of {} maps were removed: without the agent they would end."
 
 
 class KernelDataplane:
     """Implements `Dataplane` with the real kernel.
 
-    `cgroup` is served with all below it; `pins` is a folder of our own on a bpffs; `state_dir`
+    `cgroup` is served with all below it; `pins_root` is a folder of our own on a bpffs; `state_dir`
     caches what the compiler needs.
     """
 
-    def __init__(self, cgroup: Path, pins: Path, state_dir: Path, limits: Limits) -> None:
+    def __init__(self, cgroup: Path, pins_root: Path, state_dir: Path, limits: Limits) -> None:
         self._cgroup = cgroup
-        self._root = pins
+        self._root = pins_root
         self._state_dir = state_dir
         self._limits = limits
-        self._cgroup_fd = -1
+        self._where = pins.Pins.ours(pins_root, limits)
         self._lock_fd = -1
         self._maps: Maps | None = None
+        self._attachment: Attachment | None = None
         self._state = KernelState(limits)
-        self._programs: dict[str, int] = {}
+        self._audited: bytes | None = None
+        """Digest of the maps that `state` was read from; None: they were written since."""
 
     def open(self) -> KernelState:
         """Load, attach and read back; see `Dataplane.open`."""
         if reasons := probe.missing():
             raise UnsupportedKernelError("run on this kernel", 0, "; ".join(reasons))
-        self._cgroup_fd = cgroup.open_cgroup(self._cgroup)
-        where = pins.Pins(self._root)
-        served_before = where.serve()
+        os.close(cgroup.open_cgroup(self._cgroup))
+        served_before = True
         try:
             self._lock_fd = pins.own(self._root)
-            where.check_alone()
-            _load(where, self._state_dir / "cache", self._limits)
-            self._maps = Maps.open(where.maps, self._limits)
-            self._state = self._maps.read_state()
-            self._maps.set_host(netns_cookie())
-            pins.attach(where, self._cgroup_fd, cgroup.cgroup_id(self._cgroup_fd))
-            self._programs = pins.program_ids(where)
+            served_before = pins.serving(self._root) is not None
+            self._open()
         except RunningError:
             self.close()
             raise
         except DataplaneError:
+            if self._lock_fd >= 0 and not (served_before and self._where.serve):
+                self._throw_away()
             self.close()
-            if not served_before:
-                self._remove_if_ours()
             raise
         log.info(
             "programs attached cgroup=%s vips=%d backends=%d generation=%d",
@@ -89,9 +89,44 @@ class KernelDataplane:
         )
         return self._state
 
+    def _open(self) -> None:
+        before = takeover.predecessor(self._where)
+        if before is None:
+            if not (self._where.serve or _is_current(self._where, self._limits)):
+                # Of a start or a removal that was killed: its maps do not belong together.
+                pins.discard(self._where)
+            self._load()
+            self._start().discard_others()
+            return
+        pins.discard(self._where)  # what is there is of an attempt that failed
+        with closing(Takeover(before, self._where, self._limits)) as change:
+            change.share()
+            self._load()
+            change.fill()
+            attachment = self._start()
+            change.catch_up()
+            attachment.discard_others()
+
+    def _load(self) -> None:
+        """Have programs and maps pinned in our folder."""
+        self._where.make_folders()
+        if not _is_current(self._where, self._limits):
+            _run_loader(self._where, self._state_dir / "cache", self._limits)
+
+    def _start(self) -> Attachment:
+        """Read what the maps hold, and attach the programs."""
+        self._maps = Maps.open(self._where.maps, self._limits)
+        self._state = self._maps.read_state()
+        self._maps.write_meta(self._state.generation)
+        self._maps.set_host(netns_cookie())
+        self._attachment = Attachment(self._where, self._cgroup)
+        self._attachment.attach()
+        return self._attachment
+
     def apply(self, ops: Sequence[Op], state: KernelState) -> Applied:
         """Do `ops` in their order, neighbours of one kind in one call; see `Dataplane.apply`."""
         self._state = state
+        self._audited = None
         done = 0
         try:
             for acknowledged in self._write(ops, state):
@@ -133,22 +168,31 @@ class KernelDataplane:
                 yield (op,)
 
     def audit(self) -> KernelState:
-        """Read the maps back whole."""
-        self._state = self._opened().read_state()
+        """Read the maps back whole, unless every byte is as it was the last time."""
+        maps = self._opened()
+        if self._audited is None or maps.digest(self._state) != self._audited:
+            self._state = maps.read_state()
+            self._audited = maps.digest(self._state)
         return self._state
 
     def attached(self) -> tuple[Problem, ...]:
-        """What is missing of our programs in the effective query of the cgroup."""
-        problems = []
-        for name, program in self._programs.items():
-            try:
-                effective = bpf.effective_programs(self._cgroup_fd, pins.PROGRAMS[name])
-            except DataplaneError as exc:
-                problems.append(Problem(str(self._cgroup), name, "attached", str(exc)))
-                continue
-            if program not in effective:
-                problems.append(Problem(str(self._cgroup), name, "attached", NOT_EFFECTIVE))
-        return tuple(problems)
+        """What is missing of our programs on the cgroup, and of our pins."""
+        maps, attachment = self._opened(), self._attachment
+        found = attachment.look() if attachment else ()
+        if unpinned := maps.unpinned(self._where.maps):
+            reason = NOT_PINNED.format(len(unpinned))
+            found = (*found, Problem(str(self._where.maps), "", "pins", reason))
+        return found
+
+    def repair(self) -> None:
+        """Attach and pin again; see `Dataplane.repair`."""
+        if not pins.is_same_folder(self._lock_fd, self._root):
+            lock_fd = pins.own(self._root)
+            os.close(self._lock_fd)
+            self._lock_fd = lock_fd
+        if self._attachment:
+            self._attachment.repair()
+        self._opened().pin_again(self._where.maps)
 
     def counters(self) -> Counters:
         """The counters of every backend that is behind a VIP and was ever connected to."""
@@ -170,16 +214,24 @@ class KernelDataplane:
         """Leave the processes in these cgroups alone; see `Dataplane.skip`."""
         self._opened().set_skips(cgroups)
 
+    def listen_until(self, monotonic_ns: int) -> None:
+        """Have the programs tell of connections in `events` until then; 0: not at all."""
+        self._opened().listen_until(monotonic_ns)
+
     def close(self) -> None:
         """Let go of descriptors; programs, links and maps stay and keep serving."""
         if self._maps is not None:
             self._maps.close()
             self._maps = None
-        bpf.close_all(fd for fd in (self._cgroup_fd, self._lock_fd) if fd >= 0)
-        self._cgroup_fd = self._lock_fd = -1
+        if self._attachment is not None:
+            self._attachment.close()
+            self._attachment = None
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
 
     def remove(self) -> None:
-        """Take away every program, link, map and pin of ours, of any schema.
+        """Take away every program, link, map and pin of ours, of any version.
 
         Errors: RunningError while another agent has the pins.
         """
@@ -187,10 +239,11 @@ class KernelDataplane:
         pins.remove_all(self._root)
         log.info("programs removed pins=%s", self._root)
 
-    def _remove_if_ours(self) -> None:
+    def _throw_away(self) -> None:
         """Take away what a failed start has pinned."""
-        if pins.is_on_bpffs(self._root):
-            self.remove()
+        pins.discard(self._where)
+        with suppress(OSError):  # others of ours are in there
+            self._root.rmdir()
 
     def _opened(self) -> Maps:
         if self._maps is None:
@@ -198,7 +251,23 @@ class KernelDataplane:
         return self._maps
 
 
-def _load(where: pins.Pins, cache: Path, limits: Limits) -> None:
+def _is_current(where: pins.Pins, limits: Limits) -> bool:
+    """Whether what is pinned is complete, and what the loader would make."""
+    try:
+        made_of = pins.read_about(where).programs
+    except LayoutError:
+        return False
+    is_complete = all(
+        path.exists()
+        for path in (
+            *(where.maps / name for name in map_layouts(limits)),
+            *(where.programs / name for name in pins.loadable()),
+        )
+    )
+    return is_complete and made_of == Recipe.of(where.maps, limits).digest
+
+
+def _run_loader(where: pins.Pins, cache: Path, limits: Limits) -> None:
     """Run the loader child. Errors: UnsupportedKernelError with its last line."""
     command = [sys.executable, "-P", "-m", "minuteman.dataplane.loader"]
     command += ["--pins", str(where.root), "--cache", str(cache)]

@@ -1,46 +1,66 @@
-"""The bytes in the maps: one `Struct` for each C struct of `ebpf/maps.h`, and what packs them.
+"""The bytes in the maps: a `Record` for each C struct of `ebpf/maps.h`, and what packs them.
 
 `bytes` are network order, `int` is host order. The loader compares every size with what the
 compiler made of the C side, and with what is pinned, before anything is used.
+
+The maps describe themselves: `about` has the text of every record, so that any version can read
+what another one left by the names of the fields.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
-from struct import Struct
 
+import msgspec
+
+from minuteman.dataplane.record import Record
 from minuteman.model import BackendCounters, Endpoint, Frontend, Tier, Transport
 from minuteman.reconcile.kernelstate import Limits, Owner, Prefix, PutBackend
 
-SCHEMA = 2
-"""Goes up with every change of a struct or map; each schema has its own folder of pins."""
+SCHEMA = 3
+"""Goes up with every change of what the maps mean."""
 
-VIP4_KEY = Struct("=4s2sBx")
-VIP6_KEY = Struct("=16s2sBx")
-PLACE = Struct("=I")
-RUN = Struct("=4I")
-VIP = Struct("=II4I4I16s2sBxI")
-SLOT = Struct("=I")
-BACKEND = Struct("=16s2sBBHHII")
-BACKEND_STATS = Struct("=4I4Q20Q")
-INNER = Struct("=16s2s2xI")
-PREFIX = Struct("=I16s")
-OWNER = Struct("=I")
-COOKIE = Struct("=Q")
-CONN = Struct("=16s16s2s2sIIBBBBIIQ")
-SPILLED = Struct("=I")
-FLOW_KEY = Struct("=Q16s2sBxI")
-FLOW = Struct("=16s2s2xII")
-CLIENT = Struct("=QQII")
-AFFINITY = Struct("=IIQ")
-SKIP = Struct("=I")
-OPTIONS = Struct("=QII")
-REASON = Struct("=Q")
-META = Struct("=IIQ16s")
+VIP4_KEY = Record("addr:4s port:2s proto:B zero:x")
+VIP6_KEY = Record("addr:16s port:2s proto:B zero:x")
+PLACE = Record("place:I")
+RUN = Record("base:I up:I maybe:I draining:I")
+VIP = Record("turn:I id:I run0:4I run1:4I addr:16s port:2s proto:B zero:x affinity_seconds:I")
+SLOT = Record("index:I")
+BACKEND_ID = Record("backend_id:I")
+BACKEND = Record("addr:16s port:2s proto:B tier:B weight:H flags:H vip_id:I epoch:I")
+BACKEND_STATS = Record(
+    "connecting:I active:I consecutive_failures:I zero:I ejected_until_ns:Q attempts:Q "
+    "successes:Q failures:Q last_failure_ns:Q bytes_sent:Q bytes_received:Q retransmits:Q "
+    "connect_log2_us:20Q zeros:16x"
+)
+CARRIED_STATS = Record(f"backend_id:I reason:I count:Q {BACKEND_STATS.text}")
+INNER = Record("addr:16s port:2s zero:2x backend_id:I")
+PREFIX = Record("bits:I addr:16s")
+OWNER = Record("owner:I")
+COOKIE = Record("cookie:Q")
+CONN = Record(
+    "vip_addr:16s backend_addr:16s vip_port:2s backend_port:2s backend_id:I epoch:I proto:B "
+    "phase:B timeouts:B abandoned:B netns:I started_ms:I cookie:Q"
+)
+SPILLED = Record("spilled:I")
+FLOW_KEY = Record("cookie:Q addr:16s port:2s direction:B zero:x zeros:I")
+FLOW = Record("addr:16s port:2s zero:2x backend_id:I epoch:I")
+CLIENT = Record("cgroup:Q netns:Q vip_id:I zero:I")
+AFFINITY = Record("backend_id:I epoch:I used_ns:Q")
+SKIP = Record("skip:I")
+OPTIONS = Record("host_netns:Q listening_until_ns:Q skips:I zero:I")
+REASON = Record("count:Q")
+META = Record("schema:I zero:I generation:Q boot_id:16s")
+EVENT = Record(
+    "time_ns:Q cookie:Q cgroup:Q command:16s vip_addr:16s backend_addr:16s vip_port:2s "
+    "backend_port:2s pid:I waited_us:I kind:B proto:B zero:2x"
+)
+ABOUT = Record("text:8192s")
 
-FLOWS, AFFINITIES, SKIPS = 131_072, 65_536, 1_024
+FLOWS, AFFINITIES, SKIPS, EVENT_BYTES = 131_072, 65_536, 1_024, 1 << 20
 """Capacity of maps for which there is no setting."""
 CGROUP_LEVELS = 16
 """How deep the programs look for a skipped cgroup, the root included; ebpf/find.h."""
@@ -65,11 +85,27 @@ REASONS = (
     "ejected",
     "last_resort",
     "settled",
+    "event_lost",
 )
 """Names of `enum reason`, in its order."""
 
+KINDS = (
+    "chosen",
+    "refused_empty",
+    "refused_unknown",
+    "refused_torn",
+    "not_sent",
+    "unanswered",
+    "connected",
+    "refused",
+    "given_up",
+    "timed_out",
+    "closed",
+)
+"""Names of `enum kind`, in its order."""
+
 # enum bpf_map_type and flags, linux/bpf.h
-HASH, ARRAY, PROG_ARRAY, PERCPU_ARRAY, LRU_HASH, LPM_TRIE = 1, 2, 3, 6, 9, 11
+HASH, ARRAY, PROG_ARRAY, PERCPU_ARRAY, LRU_HASH, LPM_TRIE, RINGBUF = 1, 2, 3, 6, 9, 11, 27
 NO_PREALLOC, MMAPABLE = 1, 1 << 10
 
 
@@ -84,37 +120,104 @@ class MapShape:
     flags: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class MapLayout:
+    """What is in a map, and how much of it."""
+
+    kind: int
+    key: Record
+    value: Record
+    max_entries: int
+    flags: int = 0
+
+    @property
+    def shape(self) -> MapShape:
+        """As the kernel knows it."""
+        if self.kind == RINGBUF:  # it has neither keys nor values of its own
+            return MapShape(self.kind, 0, 0, self.max_entries, self.flags)
+        return MapShape(self.kind, self.key.size, self.value.size, self.max_entries, self.flags)
+
+    def converted(self, to: MapLayout, key: bytes, value: bytes) -> tuple[bytes, bytes]:
+        """An entry as another layout of the map has it."""
+        return to.key.write(self.key.read(key)), to.value.write(self.value.read(value))
+
+
 def conn_places(limits: Limits) -> int:
     """Entries of `conns`: a power of two."""
     return max(SPILL_PLACES, 1 << (limits.conns - 1).bit_length())
 
 
-def map_shapes(limits: Limits) -> dict[str, MapShape]:
-    """The shape of each map by its name. Source: ebpf/maps.h."""
-    index, places = SLOT.size, conn_places(limits)
+def map_layouts(limits: Limits) -> dict[str, MapLayout]:
+    """Every map by its name. Source: ebpf/maps.h."""
+    places = conn_places(limits)
     return {
-        "vips4": MapShape(HASH, VIP4_KEY.size, PLACE.size, limits.vips, NO_PREALLOC),
-        "vips6": MapShape(HASH, VIP6_KEY.size, PLACE.size, limits.vips, NO_PREALLOC),
-        "vips": MapShape(ARRAY, index, VIP.size, limits.vips, MMAPABLE),
-        "slots": MapShape(ARRAY, index, SLOT.size, limits.slots),
-        "backends": MapShape(ARRAY, index, BACKEND.size, limits.backends),
-        "backend_stats": MapShape(ARRAY, index, BACKEND_STATS.size, limits.backends),
-        "inners": MapShape(HASH, index, INNER.size, limits.backends, NO_PREALLOC),
-        "prefixes": MapShape(LPM_TRIE, PREFIX.size, OWNER.size, limits.prefixes, NO_PREALLOC),
-        "conns": MapShape(ARRAY, index, CONN.size, places),
-        "more_conns": MapShape(HASH, COOKIE.size, CONN.size, places, NO_PREALLOC),
-        "spills": MapShape(ARRAY, index, SPILLED.size, places // SPILL_PLACES),
-        "flows": MapShape(LRU_HASH, FLOW_KEY.size, FLOW.size, FLOWS),
-        "affinities": MapShape(LRU_HASH, CLIENT.size, AFFINITY.size, AFFINITIES),
-        "skips": MapShape(HASH, COOKIE.size, SKIP.size, SKIPS, NO_PREALLOC),
-        "options": MapShape(ARRAY, index, OPTIONS.size, 1),
-        "again_connect4": MapShape(PROG_ARRAY, index, SLOT.size, 1),
-        "again_connect6": MapShape(PROG_ARRAY, index, SLOT.size, 1),
-        "again_sendmsg4": MapShape(PROG_ARRAY, index, SLOT.size, 1),
-        "again_sendmsg6": MapShape(PROG_ARRAY, index, SLOT.size, 1),
-        "reasons": MapShape(PERCPU_ARRAY, index, REASON.size, len(REASONS)),
-        "meta": MapShape(ARRAY, index, META.size, 1),
+        "vips4": MapLayout(HASH, VIP4_KEY, PLACE, limits.vips, NO_PREALLOC),
+        "vips6": MapLayout(HASH, VIP6_KEY, PLACE, limits.vips, NO_PREALLOC),
+        "vips": MapLayout(ARRAY, SLOT, VIP, limits.vips, MMAPABLE),
+        "slots": MapLayout(ARRAY, SLOT, BACKEND_ID, limits.slots),
+        "backends": MapLayout(ARRAY, SLOT, BACKEND, limits.backends),
+        "backend_stats": MapLayout(ARRAY, SLOT, BACKEND_STATS, limits.backends),
+        "inners": MapLayout(HASH, BACKEND_ID, INNER, limits.backends, NO_PREALLOC),
+        "prefixes": MapLayout(LPM_TRIE, PREFIX, OWNER, limits.prefixes, NO_PREALLOC),
+        "conns": MapLayout(ARRAY, SLOT, CONN, places),
+        "more_conns": MapLayout(HASH, COOKIE, CONN, places, NO_PREALLOC),
+        "spills": MapLayout(ARRAY, SLOT, SPILLED, places // SPILL_PLACES),
+        "flows": MapLayout(LRU_HASH, FLOW_KEY, FLOW, FLOWS),
+        "affinities": MapLayout(LRU_HASH, CLIENT, AFFINITY, AFFINITIES),
+        "skips": MapLayout(HASH, COOKIE, SKIP, SKIPS, NO_PREALLOC),
+        "options": MapLayout(ARRAY, SLOT, OPTIONS, 1),
+        "again_connect4": MapLayout(PROG_ARRAY, SLOT, SLOT, 1),
+        "again_connect6": MapLayout(PROG_ARRAY, SLOT, SLOT, 1),
+        "again_sendmsg4": MapLayout(PROG_ARRAY, SLOT, SLOT, 1),
+        "again_sendmsg6": MapLayout(PROG_ARRAY, SLOT, SLOT, 1),
+        "reasons": MapLayout(PERCPU_ARRAY, SLOT, REASON, len(REASONS)),
+        "events": MapLayout(RINGBUF, SLOT, EVENT, EVENT_BYTES),
+        "meta": MapLayout(ARRAY, SLOT, META, 1),
+        "about": MapLayout(ARRAY, SLOT, ABOUT, 1),
     }
+
+
+class AboutMap(msgspec.Struct, frozen=True):
+    """What a record of a map consists of."""
+
+    key: str
+    value: str
+
+
+class About(msgspec.Struct, frozen=True):
+    """What `about` says of the other maps and the programs in its folder, as JSON."""
+
+    schema: int
+    maps: dict[str, AboutMap]
+    reasons: tuple[str, ...]
+    """Which one each entry of `reasons` counts."""
+    programs: str = ""
+    """Digest of what the pinned programs were made of; empty: they are not complete."""
+
+    @classmethod
+    def ours(cls, programs: str = "") -> About:
+        """What this version writes."""
+        maps = {
+            name: AboutMap(made.key.text, made.value.text)
+            for name, made in map_layouts(Limits()).items()
+        }
+        return cls(SCHEMA, maps, REASONS, programs)
+
+    def pack(self) -> bytes:
+        """Value of the one entry of `about`."""
+        return ABOUT.pack(msgspec.json.encode(self))
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> About:
+        """What another version wrote, or this one. Errors: ValueError."""
+        return msgspec.json.decode(ABOUT.unpack(raw)[0].rstrip(b"\0"), type=cls)
+
+
+def folder_name(limits: Limits) -> str:
+    """Name of the folder of pins: another one for each layout of the maps, and each capacity."""
+    sizes = {name: made.max_entries for name, made in map_layouts(limits).items()}
+    said = msgspec.json.encode((About.ours(), sizes), order="sorted")
+    return f"v{SCHEMA}-{hashlib.sha256(said).hexdigest()[:8]}"
 
 
 def pack_frontend(frontend: Frontend) -> bytes:
@@ -246,16 +349,32 @@ def unpack_owner(raw: bytes) -> Owner | None:
 
 def unpack_stats(raw: bytes, now_ns: int) -> BackendCounters:
     """The counters of one backend. `now_ns` is on the clock of bpf_ktime_get_ns(), monotonic."""
-    connecting, active, consecutive, _, ejected_until_ns, successes, failures, _last, *buckets = (
-        BACKEND_STATS.unpack(raw)
-    )
+    (
+        connecting,
+        active,
+        consecutive_failures,
+        _zero,
+        ejected_until_ns,
+        attempts,
+        successes,
+        failures,
+        _last_failure_ns,
+        bytes_sent,
+        bytes_received,
+        retransmits,
+        *buckets,
+    ) = BACKEND_STATS.unpack(raw)
     return BackendCounters(
         connecting=_not_negative(connecting),
         active=_not_negative(active),
+        attempts=attempts,
         successes=successes,
         failures=failures,
-        consecutive_failures=consecutive,
+        consecutive_failures=consecutive_failures,
         ejected=now_ns < ejected_until_ns,
+        bytes_sent=bytes_sent,
+        bytes_received=bytes_received,
+        retransmits=retransmits,
         connect_log2_us=tuple(buckets),
     )
 

@@ -23,25 +23,11 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-import ebpf
 from minuteman.dataplane import bpf, layout, pins, probe
+from minuteman.dataplane.recipe import Recipe
 from minuteman.errors import MinutemanError, UnsupportedKernelError
 from minuteman.privileges import end_with_parent
 from minuteman.reconcile.kernelstate import Limits
-
-SOURCES = (
-    "maps.h",
-    "find.h",
-    "pick.h",
-    "track.h",
-    "address.h",
-    "connect.c",
-    "datagram.c",
-    "getpeername.c",
-    "observe.c",
-    "release.c",
-)
-"""In this order one text: BCC rewrites map calls in the main text only."""
 
 SECOND_LOOKS = ("connect4", "connect6", "sendmsg4", "sendmsg6")
 """Programs whose rare cases are left to another one, `<name>_again`, in the map `again_<name>`."""
@@ -124,40 +110,19 @@ def compile_and_pin(where: pins.Pins, cache: Path, limits: Limits) -> None:
         raise UnsupportedKernelError(
             "import bcc", errno.ENOENT, "install the package python3-bpfcc"
         ) from exc
-    shapes = layout.map_shapes(limits)
+    shapes = {name: made.shape for name, made in layout.map_layouts(limits).items()}
     where.make_folders()
     where.check_maps(shapes)
-    folder = ebpf.sources()
-    text = "".join(
-        line + "\n"
-        for name in SOURCES
-        for line in [f'#line 1 "{name}"', (folder / name).read_text(encoding="utf-8")]
-    )
-    has_retval = bpf.has_helper(bpf.PROG_CGROUP_SOCK_ADDR, bpf.SET_RETVAL) is True
-    defines = {
-        "PIN_DIR": f'"{where.maps}"',
-        "MAX_VIPS": limits.vips,
-        "MAX_SLOTS": limits.slots,
-        "MAX_BACKENDS": limits.backends,
-        "MAX_PREFIXES": limits.prefixes,
-        "MAX_CONNS": layout.conn_places(limits),
-        "MAX_FLOWS": layout.FLOWS,
-        "MAX_AFFINITIES": layout.AFFINITIES,
-        "MAX_SKIPS": layout.SKIPS,
-        "HAVE_SET_RETVAL": int(has_retval),
-        "HAVE_COARSE_CLOCK": int(probe.has_coarse_clock()),
-        "HAVE_CMPXCHG": int(probe.has_cmpxchg()),
-    }
-    flags = [f"-D{name}={value}" for name, value in defines.items()]
+    recipe = Recipe.of(where.maps, limits)
     try:
-        program = BPF(text=text.encode(), cflags=[*flags, "-Wall", "-Wno-macro-redefined"])
+        program = BPF(text=recipe.text.encode(), cflags=recipe.flags)
     except Exception as exc:  # BCC raises nothing more precise
         raise UnsupportedKernelError("compile the programs", 0, str(exc)) from exc
     where.check_maps(shapes)
     kinds = {
         "sock_ops": BPF.SOCK_OPS,
         "sock_release": BPF.CGROUP_SOCK,
-        pins.SETTLE: BPF.SCHED_CLS,
+        **dict.fromkeys(pins.UNATTACHED, BPF.SCHED_CLS),
     }
 
     def load(name: str, attach_type: int) -> int:
@@ -167,14 +132,18 @@ def compile_and_pin(where: pins.Pins, cache: Path, limits: Limits) -> None:
         except Exception as exc:
             raise UnsupportedKernelError(f"load {name}", 0, str(exc)) from exc
 
+    about = bpf.open_pin(where.maps / "about")
+    bpf.update(about, layout.SLOT.pack(0), layout.About.ours().pack())
     for name in SECOND_LOOKS:
         array = bpf.open_pin(where.maps / f"again_{name}")
         second = load(f"{name}_again", pins.PROGRAMS[name])
         bpf.update(array, layout.SLOT.pack(0), layout.SLOT.pack(second))
         os.close(array)
-    for name, attach_type in {**pins.PROGRAMS, pins.SETTLE: NO_HOOK}.items():
+    for name, attach_type in {**pins.PROGRAMS, **dict.fromkeys(pins.UNATTACHED, NO_HOOK)}.items():
         if name != "sock_release" or probe.has_release():
             _replace_pin(load(name, attach_type), where.programs / name)
+    bpf.update(about, layout.SLOT.pack(0), layout.About.ours(recipe.digest).pack())
+    os.close(about)
 
 
 def _replace_pin(fd: int, path: Path) -> None:
@@ -193,7 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
     limits = Limits(options.vips, options.slots, options.backends, options.conns)
     end_with_parent()
     try:
-        compile_and_pin(pins.Pins(options.pins), options.cache, limits)
+        compile_and_pin(pins.Pins.ours(options.pins, limits), options.cache, limits)
     except MinutemanError as exc:
         sys.stderr.write(f"{exc}\n")
         return exc.exit_code

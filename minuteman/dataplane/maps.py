@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ class Maps:
     epochs: dict[int, int] = field(default_factory=dict)
     """Backend id -> epoch, for ids that were ever used."""
     _host_netns: int = 0
+    _listening_until_ns: int = 0
     _skips: int = 0
 
     @classmethod
@@ -41,7 +43,7 @@ class Maps:
         """The maps pinned in `folder`."""
         fds: dict[str, int] = {}
         try:
-            for name in layout.map_shapes(limits):
+            for name in layout.map_layouts(limits):
                 fds[name] = bpf.open_pin(folder / name)
             skips = len(_read_skips(fds["skips"]))
             places = Places(fds["vips"], limits.vips)
@@ -146,8 +148,13 @@ class Maps:
         self._skips = len(set(cgroups))
         self._write_options()
 
+    def listen_until(self, monotonic_ns: int) -> None:
+        """Have the programs tell of connections in `events` until then; 0: not at all."""
+        self._listening_until_ns = monotonic_ns
+        self._write_options()
+
     def _write_options(self) -> None:
-        options = layout.OPTIONS.pack(self._host_netns, self._skips, 0)
+        options = layout.OPTIONS.pack(self._host_netns, self._listening_until_ns, self._skips, 0)
         self._write_array("options", [(0, options)])
 
     def write_meta(self, generation: int) -> None:
@@ -155,13 +162,23 @@ class Maps:
         boot_id = bytes.fromhex(BOOT_ID.read_text(encoding="ascii").strip().replace("-", ""))
         self._write_array("meta", [(0, layout.META.pack(layout.SCHEMA, 0, generation, boot_id))])
 
+    # ---- their pins -----------------------------------------------------------------------------
+    def unpinned(self, folder: Path) -> list[str]:
+        """Maps that are not pinned in `folder` any more."""
+        return [name for name in self.fds if not (folder / name).exists()]
+
+    def pin_again(self, folder: Path) -> None:
+        """Pin those."""
+        for name in self.unpinned(folder):
+            bpf.pin(self.fds[name], folder / name)
+
     # ---- reading --------------------------------------------------------------------------------
     def read_state(self) -> KernelState:
         """Everything the maps say.
 
         A backend that is in no VIP's run is a leftover of an agent that was killed, or of a write
         that failed. It is freed here: a client or a socket that keeps its backend would go on with
-        it.
+        it. Likewise an inner endpoint that no backend has goes.
         """
         vips = self.read_vips()
         end = max((vip.base + vip.size for vip in vips), default=0)
@@ -178,6 +195,25 @@ class Maps:
             backends=[backends[i] for i in sorted(used) if i in backends],
             prefixes=self._read_prefixes(),
         )
+
+    def digest(self, state: KernelState) -> bytes:
+        """Of all that a program may come across, if the maps are as `state` says.
+
+        As long as it is the same, nobody has written anything that matters.
+        """
+        made = hashlib.blake2b(self.places.raw(), digest_size=16)
+        layouts = layout.map_layouts(self.limits)
+        slots = max((base + len(run) for base, run in state.runs.items()), default=0)
+        for name, count in (("slots", slots), ("backends", state.next_backend_id)):
+            made.update(bpf.read_array(self.fds[name], layouts[name].value.size, count))
+        for name in ("vips4", "vips6", "inners"):
+            for raw in bpf.read_raw(
+                self.fds[name], layouts[name].key.size, layouts[name].value.size
+            ):
+                made.update(raw)
+        for prefix in bpf.read_trie(self.fds["prefixes"], layout.PREFIX.size, layout.OWNER.size):
+            made.update(b"".join(prefix))
+        return made.digest()
 
     def read_vips(self) -> list[SwapVip]:
         """Every VIP with its run."""
@@ -214,6 +250,8 @@ class Maps:
             self.epochs[backend_id] = epoch
             if backend is not None:
                 backends[backend_id] = backend
+        for backend_id in inners.keys() - {i for i, backend in backends.items() if backend.inner}:
+            bpf.delete(self.fds["inners"], layout.SLOT.pack(backend_id))
         return backends
 
     def _read_generation(self) -> int:

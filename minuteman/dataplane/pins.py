@@ -1,9 +1,9 @@
-"""Where the kernel keeps what is ours: a folder under bpffs for each schema.
+"""Where the kernel keeps what is ours: a folder under bpffs for each layout of the maps.
 
-    <bpffs>/minuteman/v2/maps/<map>       <bpffs>/minuteman/v2/programs/<program>
-    <bpffs>/minuteman/v2/links/<program>
+    <bpffs>/minuteman/v3-0a1b2c3d/maps/<map>       .../programs/<program>       .../links/<program>
 
 Pins outlive the agent: programs keep translating while it is away, and the next one finds its maps.
+The folder with links is the one that serves.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from minuteman.dataplane import bpf
-from minuteman.dataplane.layout import SCHEMA, MapShape
+from minuteman.dataplane.layout import SLOT, About, MapShape, folder_name
 from minuteman.dataplane.mounts import mount_of, mounts
+from minuteman.dataplane.probe import has_release
 from minuteman.errors import DataplaneError, LayoutError, RunningError, UnsupportedKernelError
+from minuteman.reconcile.kernelstate import Limits
 
 PROGRAMS: Mapping[str, int] = {
     "connect4": bpf.CGROUP_INET4_CONNECT,
@@ -38,8 +40,8 @@ PROGRAMS: Mapping[str, int] = {
 The IPv6 ones are always attached: a dual-stack socket that connects to ::ffff:a.b.c.d meets only
 those."""
 
-SETTLE = "settle"
-"""A program that is attached nowhere: it is run for a socket that is gone."""
+UNATTACHED = ("settle", "carry_stats", "carry_conn", "drop_conn")
+"""Programs that are attached nowhere: the agent and its children run them; see `carry`."""
 
 
 def bpffs_mount() -> Path:
@@ -62,14 +64,18 @@ def is_on_bpffs(path: Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Pins:
-    """The pins of one schema under `root`, which is ours alone."""
+    """The pins of one layout of the maps: `folder` is in a folder that is ours alone."""
 
-    root: Path
-    schema: int = SCHEMA
+    folder: Path
+
+    @classmethod
+    def ours(cls, root: Path, limits: Limits) -> Pins:
+        """Those below `root` that this version uses with these capacities."""
+        return cls(root / folder_name(limits))
 
     @property
-    def folder(self) -> Path:
-        return self.root / f"v{self.schema}"
+    def root(self) -> Path:
+        return self.folder.parent
 
     @property
     def maps(self) -> Path:
@@ -114,25 +120,49 @@ class Pins:
                     f"it is {pinned}, wanted is {shape}; `minuteman detach` removes it",
                 )
 
-    def check_alone(self) -> None:
-        """Look for programs of another schema that are attached.
-
-        They would run before ours, and go by maps that nobody writes any more.
-
-        Errors: LayoutError when there are.
-        """
-        for link in self.root.glob("v*/links/*"):
-            if link.parent != self.links:
-                raise LayoutError(
-                    f"use {self.root}",
-                    errno.EEXIST,
-                    f"programs of another version serve from {link.parent.parent.name}; "
-                    "`minuteman detach` removes them",
-                )
-
+    @property
     def serve(self) -> bool:
-        """Whether programs of ours are attached, of any schema."""
-        return any(self.root.glob("v*/links/*"))
+        """Whether programs are attached from here."""
+        return self.links.is_dir() and any(self.links.iterdir())
+
+
+def others(ours: Pins) -> list[Pins]:
+    """Those of other layouts that have the same root, the ones that serve first."""
+    found = [Pins(folder) for folder in sorted(ours.root.glob("v*")) if folder != ours.folder]
+    return sorted(found, key=lambda pins: not pins.serve)
+
+
+def serving(root: Path) -> Pins | None:
+    """The pins below `root` that programs are attached from; None: there are none."""
+    found = (Pins(folder) for folder in sorted(root.glob("v*")))
+    return next((pins for pins in found if pins.serve), None)
+
+
+def read_about(pins: Pins) -> About:
+    """What the maps of a folder are, and the programs. Errors: LayoutError when it does not say."""
+    try:
+        fd = bpf.open_pin(pins.maps / "about")
+        try:
+            raw = bpf.lookup(fd, SLOT.pack(0), bpf.map_info(fd).value_size)
+        finally:
+            os.close(fd)
+        return About.unpack(raw or b"")
+    except (DataplaneError, ValueError) as exc:
+        reason = "it does not say what its maps are; `minuteman detach` removes it"
+        raise LayoutError(f"use {pins.folder}", 0, reason) from exc
+
+
+def loadable() -> list[str]:
+    """The programs that this kernel can run."""
+    return [name for name in (*PROGRAMS, *UNATTACHED) if name != "sock_release" or has_release()]
+
+
+def is_same_folder(fd: int, path: Path) -> bool:
+    """Whether `path` is still the folder that `fd` was opened for."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except OSError:
+        return False
 
 
 def own(root: Path) -> int:
@@ -159,41 +189,45 @@ def own(root: Path) -> int:
     except BlockingIOError as exc:
         os.close(fd)
         raise RunningError(f"another agent runs with the pins in {root}") from exc
+    if not is_same_folder(fd, root):  # `remove_all` had it: what we have keeps nobody away
+        os.close(fd)
+        return own(root)
     return fd
 
 
-def attach(pins: Pins, cgroup: int, cgroup_id: int) -> None:
-    """Have each link run the pinned program on the cgroup.
+def discard(pins: Pins, keep: Collection[int] = ()) -> None:
+    """Remove every link, program and map that is pinned there, links first.
 
-    A link that is there gets the program in one step. One whose cgroup is gone, or is another one,
-    is made anew.
+    A link whose number is in `keep` is only unpinned: it is pinned elsewhere, too.
+
+    Errors: DataplaneError.
     """
-    for name, attach_type in PROGRAMS.items():
-        if not (pins.programs / name).exists():  # this kernel cannot run it
-            continue
-        program = bpf.open_pin(pins.programs / name)
-        try:
-            _attach_one(pins.links / name, program, cgroup, cgroup_id, attach_type)
-        finally:
-            os.close(program)
+    try:
+        _discard(pins, keep)
+    except OSError as exc:
+        raise DataplaneError(f"remove {pins.folder}", exc.errno or 0) from exc
 
 
-def _attach_one(path: Path, program: int, cgroup: int, cgroup_id: int, attach_type: int) -> None:
-    if path.exists():
+def _discard(pins: Pins, keep: Collection[int]) -> None:
+    for path in pins.links.glob("*"):
         link = bpf.open_pin(path)
         try:
-            if bpf.link_info(link).cgroup_id == cgroup_id:
-                bpf.update_link(link, program)
-                return
-            _detach(link)
+            if bpf.link_info(link).id not in keep:
+                _detach(link)
         finally:
             os.close(link)
         path.unlink()
-    link = bpf.create_link(program, cgroup, attach_type)
+    for folder, _, names in os.walk(pins.folder, topdown=False):
+        for name in names:
+            (Path(folder) / name).unlink()
+        Path(folder).rmdir()
+
+
+def _remove_folder(folder: Path) -> None:
     try:
-        bpf.pin(link, path)
-    finally:
-        os.close(link)
+        folder.rmdir()
+    except OSError as exc:
+        raise DataplaneError(f"remove {folder}", exc.errno or 0) from exc
 
 
 def _detach(link: int) -> None:
@@ -202,7 +236,7 @@ def _detach(link: int) -> None:
 
 
 def remove_all(root: Path) -> None:
-    """Remove every link, program and map under `root`, of any schema, links first.
+    """Remove every link, program and map under `root`, of any layout, links first.
 
     Errors: RunningError while an agent has `root`; UnsupportedKernelError when it is on no bpffs.
     """
@@ -210,34 +244,8 @@ def remove_all(root: Path) -> None:
         return
     lock = own(root)
     try:
-        _remove_all(root)
+        for folder in root.iterdir():
+            discard(Pins(folder))
+        _remove_folder(root)
     finally:
         os.close(lock)
-
-
-def _remove_all(root: Path) -> None:
-    for path in root.glob("v*/links/*"):
-        link = bpf.open_pin(path)
-        try:
-            _detach(link)
-        finally:
-            os.close(link)
-        path.unlink()
-    for folder, _, names in os.walk(root, topdown=False):
-        for name in names:
-            (Path(folder) / name).unlink()
-        Path(folder).rmdir()
-
-
-def program_ids(pins: Pins) -> dict[str, int]:
-    """The kernel's number of each pinned program that has a hook, by name."""
-    ids = {}
-    for name in PROGRAMS:
-        if not (pins.programs / name).exists():
-            continue
-        fd = bpf.open_pin(pins.programs / name)
-        try:
-            ids[name] = bpf.program_id(fd)
-        finally:
-            os.close(fd)
-    return ids

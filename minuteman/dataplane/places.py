@@ -53,6 +53,10 @@ class Places:
         used = set(places.values())
         self._freed = dict.fromkeys(place for place in range(self._next) if place not in used)
 
+    def raw(self) -> memoryview:
+        """All that was ever written, in every place that has one now."""
+        return self._bytes[: self._next * _ENTRY]
+
     def read(self, frontend: Frontend) -> SwapVip:
         """What the entry of a VIP says."""
         at = self._places[frontend] * _WORDS

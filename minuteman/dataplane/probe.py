@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from minuteman.dataplane import bpf
-from minuteman.dataplane.layout import LPM_TRIE
+from minuteman.dataplane.diag import can_end_sockets
+from minuteman.dataplane.layout import LPM_TRIE, RINGBUF
 from minuteman.errors import DataplaneError
 
 Finding = Literal["ok", "missing", "unknown"]
@@ -47,6 +48,11 @@ def features() -> tuple[Feature, ...]:
             "needs a kernel with BPF_MAP_TYPE_LPM_TRIE, Linux 4.11 or newer",
         ),
         _feature(
+            "ring buffer for events",
+            bpf.has_map_type(RINGBUF),
+            "needs a kernel with BPF_MAP_TYPE_RINGBUF, Linux 5.8 or newer",
+        ),
+        _feature(
             "number of a socket's network",
             bpf.has_helper(sock_addr, bpf.GET_NETNS_COOKIE),
             "needs bpf_get_netns_cookie for sock_addr programs, Linux 5.7 or newer",
@@ -75,9 +81,21 @@ def features() -> tuple[Feature, ...]:
             needed=False,
         ),
         _feature(
+            "process that connects",
+            has_process(),
+            "before Linux 6.0 an event does not say which process its connection is of",
+            needed=False,
+        ),
+        _feature(
             "cheap clock",
             has_coarse_clock(),
             "before Linux 5.11 each connection reads the exact clock, which costs more",
+            needed=False,
+        ),
+        _feature(
+            "end of connections to dead backends",
+            can_end_sockets(),
+            "without CONFIG_INET_DIAG_DESTROY a program must find out by itself what has died",
             needed=False,
         ),
     )
@@ -91,6 +109,12 @@ def has_release() -> bool:
 def has_coarse_clock() -> bool:
     """The time of the last tick can be read."""
     return bpf.has_helper(bpf.PROG_CGROUP_SOCK_ADDR, bpf.KTIME_GET_COARSE_NS) is True
+
+
+def has_process() -> bool:
+    """A program can tell which process calls connect()."""
+    helpers = (bpf.GET_CURRENT_PID_TGID, bpf.GET_CURRENT_COMM)
+    return all(bpf.has_helper(bpf.PROG_CGROUP_SOCK_ADDR, helper) is True for helper in helpers)
 
 
 def has_cmpxchg() -> bool:

@@ -1,17 +1,15 @@
-"""What netlink knows about this host. The only user of pyroute2."""
+"""This host's addresses and routes. The only user of pyroute2."""
 
 from __future__ import annotations
 
 import errno
 import logging
-import os
 import socket
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from struct import Struct
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 from minuteman.errors import DataplaneError
 from minuteman.model import Address
@@ -31,17 +29,6 @@ LAST_METRIC = 2**32 - 1
 """A route for the same network with any other metric goes before."""
 IF_INET6 = Path("/proc/net/if_inet6")
 """Is there where the kernel has IPv6."""
-
-NLM_F_MULTI = 2
-"""More follows; linux/netlink.h."""
-SOCK_DIAG_BY_FAMILY = 20
-"""The type of a message with a socket in it; linux/sock_diag.h."""
-HEADER = Struct("=IH10x")
-"""struct nlmsghdr: length and type, then what is of no use here."""
-COOKIE = Struct("=44xQ")
-"""What struct inet_diag_msg begins with, up to the cookie, there in two halves."""
-ERROR = Struct("=i")
-"""What other messages begin with: minus an errno, or 0 at the end of a dump."""
 
 
 def local_addresses() -> frozenset[Address]:
@@ -139,73 +126,3 @@ def _routing(operation: str) -> Iterator[IPRoute]:
         raise DataplaneError(operation, exc.code) from exc
     except OSError as exc:
         raise DataplaneError(operation, exc.errno or 0) from exc
-
-
-def connected_sockets() -> set[int]:
-    """Cookies of this namespace's TCP and UDP sockets that are connected or about to be.
-
-    One in TIME_WAIT is not: nobody has it any more. A dump of many sockets is made in pieces, and a
-    live one may slip through between two of them.
-
-    Source: SOCK_DIAG.   Errors: DataplaneError.
-    """
-    from pyroute2.netlink.diag import SS_CONN, SS_ESTABLISHED, SS_SYN_RECV, DiagSocket
-
-    states = {
-        socket.IPPROTO_TCP: SS_CONN | 1 << SS_SYN_RECV,
-        socket.IPPROTO_UDP: 1 << SS_ESTABLISHED,
-    }
-    try:
-        with DiagSocket() as netlink:
-            netlink.set_marshal(CookieReader())
-            return {
-                cookie
-                for family in (socket.AF_INET, socket.AF_INET6)
-                for protocol, mask in states.items()
-                for packet in netlink.get_sock_stats(family, mask, protocol)
-                for cookie in packet["cookies"]
-            }
-    except OSError as exc:
-        raise DataplaneError("list sockets", exc.errno or 0) from exc
-
-
-class Packet(TypedDict):
-    """What pyroute2 asks of a message, and the cookies in a packet."""
-
-    header: dict[str, object]
-    cookies: list[int]
-
-
-class CookieReader:
-    """Reads packets in place of pyroute2's own parser.
-
-    That one hides errors, and takes 80 microseconds and 4 kB for each socket; this one takes two.
-    """
-
-    def __init__(self) -> None:
-        self.seq_map: dict[int, object] = {}
-        """No request has a parser of its own."""
-
-    def parse(self, data: bytes, *_: object) -> Iterator[Packet]:
-        """The sockets in a packet, if any, and the end of the dump, if it is in there."""
-        cookies: list[int] = []
-        at = 0
-        while at < len(data):
-            length, kind = HEADER.unpack_from(data, at)
-            if kind != SOCK_DIAG_BY_FAMILY:
-                break
-            cookies += COOKIE.unpack_from(data, at + HEADER.size)
-            at += -(-length // 4) * 4
-        yield {"header": {"flags": NLM_F_MULTI}, "cookies": cookies}
-        if at < len(data):
-            yield {"header": {"flags": 0, "error": _error(data, at + HEADER.size)}, "cookies": []}
-
-    def is_enough(self, packet: Packet) -> bool:
-        """Whether `packet` is the end of a dump."""
-        return packet["header"]["flags"] == 0
-
-
-def _error(data: bytes, at: int) -> OSError | None:
-    """What ended a dump before its end."""
-    number = abs(ERROR.unpack_from(data, at)[0])
-    return OSError(number, os.strerror(number)) if number else None

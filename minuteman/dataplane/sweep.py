@@ -6,9 +6,7 @@ The programs follow each socket to its end. They miss one while they are not att
 one's sock_ops program turns our callbacks off, and where the kernel has a UDP socket of its own. So
 now and then the entries of `conns` are compared with the sockets that there are.
 
-It is a process of its own: the agent's threads do not wait for it, and its memory is not theirs. It
-writes what it did to standard output, one line of JSON, and what went wrong to standard error; it
-returns an exit code of errors.py.
+child.py says how this is run.
 
 An entry is settled when
 
@@ -27,28 +25,21 @@ and the next connect() begins a new one.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from contextlib import ExitStack
+from dataclasses import dataclass
 
-from minuteman.dataplane import bpf, conns, netns
-from minuteman.dataplane.layout import CONN, COOKIE
-from minuteman.dataplane.pins import SETTLE, Pins
-from minuteman.dataplane.sockets import connected_sockets
-from minuteman.errors import MinutemanError
-from minuteman.privileges import end_with_parent
+from minuteman.dataplane import child, conns, netns
+from minuteman.dataplane.carry import Carrier
+from minuteman.dataplane.conns import Entry
+from minuteman.dataplane.diag import STATES, connected_sockets
+from minuteman.dataplane.pins import Pins
 
 CONFIRM_SECONDS = 0.2
 """Between two dumps."""
 NICENESS = 10
-PACKET_SIZE = 14
-"""The least that a program for packets is run on: an Ethernet header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,21 +52,6 @@ class Report:
     """Those that were dumped."""
     settled: int = 0
     """Entries of sockets that are gone."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What `conns` has for a socket, of use here."""
-
-    raw: bytes
-    netns: int
-    abandoned: bool
-
-    @classmethod
-    def unpack(cls, raw: bytes) -> Entry:
-        """Source: struct conn."""
-        *_, abandoned, netns_cookie, _started_ms, _cookie = CONN.unpack(raw)
-        return cls(raw, netns_cookie, bool(abandoned))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +75,7 @@ def sweep(where: Pins) -> Report:
         entries = {cookie: Entry.unpack(raw) for cookie, raw in found.entries().items()}
         if not entries:
             return Report()
-        settle = bpf.open_pin(where.programs / SETTLE)
-        stack.callback(os.close, settle)
+        carrier = stack.enter_context(Carrier.opened(where))
         census = take_census(entries)
         suspects = {c: entry for c, entry in entries.items() if census.lacks(c, entry)}
         if suspects:
@@ -110,44 +85,27 @@ def sweep(where: Pins) -> Report:
         settled = 0
         for cookie, entry in suspects.items():
             if found.find(cookie) == entry.raw:
-                packet = COOKIE.pack(cookie).ljust(PACKET_SIZE, b"\0")
-                settled += bpf.run_on(settle, packet)
+                settled += carrier.settle(cookie)
         return Report(len(entries), len(census.namespaces), settled)
 
 
 def take_census(entries: Mapping[int, Entry]) -> Census:
     """Look for sockets in the network namespaces that `entries` are of. Errors: DataplaneError."""
-    wanted = {entry.netns for entry in entries.values()}
     sockets: set[int] = set()
     namespaces: set[int] = set()
-    for namespace in netns.namespaces():
-        with suppress(OSError), netns.inside(namespace):  # it may be something else
-            cookie = netns.netns_cookie()
-            if cookie is None:  # before Linux 5.14: known by the sockets that are found in it
-                found = connected_sockets()
-                namespaces |= {entries[c].netns for c in found & entries.keys()}
-                sockets |= found
-            elif (low := cookie % 2**32) in wanted:  # of which struct conn has the low half
-                namespaces.add(low)
-                sockets |= connected_sockets()
+    for namespace, found in netns.in_each({e.netns for e in entries.values()}, connected_cookies):
+        sockets |= found
+        if namespace is not None:
+            namespaces.add(namespace)
+        else:  # known by the sockets that are found in it
+            namespaces |= {entries[c].netns for c in found & entries.keys()}
     return Census(frozenset(sockets), frozenset(namespaces))
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Entry of `python -m minuteman.dataplane.sweep`."""
-    parser = argparse.ArgumentParser(prog="minuteman.dataplane.sweep", description=__doc__)
-    parser.add_argument("--pins", type=Path, required=True)
-    options = parser.parse_args(arguments)
-    end_with_parent()
-    os.nice(NICENESS)
-    try:
-        report = sweep(Pins(options.pins))
-    except MinutemanError as exc:
-        sys.stderr.write(f"{exc}\n")
-        return exc.exit_code
-    sys.stdout.write(json.dumps(asdict(report)) + "\n")
-    return 0
+def connected_cookies() -> set[int]:
+    """Those of this namespace's sockets. Errors: DataplaneError."""
+    return {found.cookie for protocol in STATES for found in connected_sockets(protocol)}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(child.run("minuteman.dataplane.sweep", sweep, NICENESS))

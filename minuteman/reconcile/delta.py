@@ -23,6 +23,9 @@ class Condition:
     attached: bool = False
     withheld: int = 0
     drift: int = 0
+    repairs: int = 0
+    without_room: int = 0
+    sockets_ended: int = 0
 
 
 class Delta:
@@ -79,6 +82,9 @@ class Delta:
             attached=self._condition.attached,
             withheld=self._condition.withheld,
             drift=self._condition.drift,
+            repairs=self._condition.repairs,
+            without_room=self._condition.without_room,
+            sockets_ended=self._condition.sockets_ended,
         )
         self._told = self._condition
         self._changed_vips.clear()
@@ -98,6 +104,9 @@ class Delta:
             attached=condition.attached,
             withheld=condition.withheld,
             drift=condition.drift,
+            repairs=condition.repairs,
+            without_room=condition.without_room,
+            sockets_ended=condition.sockets_ended,
         )
 
 

@@ -43,6 +43,7 @@ class Loop:
         memory: What an earlier run believed.
         publish: Takes each change of what is published; `whole` gives all of it.
         remember: Takes what is believed, when that has changed.
+        reap: Told when backends have gone: sockets may still be connected to them.
         problems: Found before the start.
         audit_seconds: Between two audits of the maps.
         now: Monotonic, here and in all methods.
@@ -59,6 +60,7 @@ class Loop:
         memory: Memory,
         publish: Callable[[Update], None],
         remember: Callable[[Memory], None],
+        reap: Callable[[], None],
         problems: tuple[Problem, ...] = (),
         audit_seconds: float = 60.0,
         now: float,
@@ -71,8 +73,10 @@ class Loop:
         self._book = book
         self._publish = publish
         self._remember = remember
+        self._reap = reap
         self._found_problems = problems
         self._host_problems: tuple[Problem, ...] = ()
+        self._sockets_ended = 0
         self._news = News({}, {})
         """The last ones."""
         self._pending_tasks: set[Identity] = set()
@@ -96,9 +100,13 @@ class Loop:
         """Believe what `source` reads, whatever it lacks, at the next step. Errors: SourceError."""
         self._intake.believe(source, now)
 
-    def report(self, problems: tuple[Problem, ...]) -> None:
-        """Publish these of the host, too, in place of the last ones, from the next step on."""
+    def report(self, problems: tuple[Problem, ...], sockets_ended: int) -> None:
+        """Publish what is so on the host, in place of what was, from the next step on.
+
+        `sockets_ended`: how many were connected to backends that had gone, in all.
+        """
         self._host_problems = problems
+        self._sockets_ended = sockets_ended
 
     def obey(self, refusal: Refusal) -> None:
         """Replace the judge of literal VIPs, from the next step on."""
@@ -136,7 +144,10 @@ class Loop:
     def _write(self, now: float) -> None:
         written = self._writer.write(self._news.vips, now)
         if written is not None:
-            self._delta.show_vips(written.keys, self._news.vips, but=written.unplaced)
+            served = self._writer.served(self._news.vips)
+            self._delta.show_vips(written.keys, served, but=written.unplaced)
+            if written.released:
+                self._reap()
         if self._writer.is_settled:
             self._delta.show_tasks(self._pending_tasks, self._news.tasks)
             self._pending_tasks.clear()
@@ -154,6 +165,9 @@ class Loop:
                 attached=self._writer.attached,
                 withheld=self._intake.withheld,
                 drift=self._writer.drift,
+                repairs=self._writer.repairs,
+                without_room=self._writer.without_room,
+                sockets_ended=self._sockets_ended,
             )
         )
         if (update := self._delta.take()) is not None:

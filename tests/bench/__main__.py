@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tests.bench import agent, bulk, connect, held, programs, size, tail, udp
+from tests.bench import agent, bulk, connect, events, held, programs, reap, size, tail, udp, upgrade
 from tests.bench.report import Section, document
 
 REPORT = Path(__file__).parents[2] / "docs" / "benchmarks.md"
@@ -21,9 +21,12 @@ BENCHES: Mapping[str, Callable[[Path], Section]] = {
     "bulk": bulk.measure,
     "held": held.measure,
     "tail": tail.measure,
+    "reap": reap.measure,
     "size": size.measure,
     "programs": programs.measure,
+    "events": events.measure,
     "agent": agent.measure,
+    "upgrade": upgrade.measure,
 }
 
 

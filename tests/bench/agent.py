@@ -153,8 +153,8 @@ def stand(folder: Path, apps: int, instances: int) -> Iterator[Stand]:
 
 def slots_in_kernel() -> int:
     """How many slots the VIPs have that the agent wrote so far."""
-    folder = Pins(BPFFS / "minuteman").maps
     limits = Limits()
+    folder = Pins.ours(BPFFS / "minuteman", limits).maps
     try:
         maps = Maps.open(folder, limits)
     except DataplaneError:  # not loaded yet

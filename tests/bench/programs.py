@@ -16,7 +16,6 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from minuteman.dataplane import bpf
-from minuteman.dataplane.pins import Pins
 from minuteman.model import Endpoint, Frontend
 from minuteman.reconcile.kernelstate import Limits
 from tests.bench import stage
@@ -102,7 +101,7 @@ def observed(plane: stage.Plane) -> Iterator[Observed]:
     """The programs of `plane` while the block runs."""
     with ExitStack() as stack:
         fds = {}
-        for pin in sorted(Pins(plane.pins).programs.iterdir()):
+        for pin in sorted(plane.where.programs.iterdir()):
             fds[pin.name] = bpf.open_pin(pin)
             stack.callback(os.close, fds[pin.name])
         yield Observed(plane.served, fds)

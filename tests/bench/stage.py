@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lab.sandbox import VARIABLE
 from minuteman.dataplane.kernel import KernelDataplane
+from minuteman.dataplane.pins import Pins
 from minuteman.model import Endpoint, Frontend, Tier, Transport
 from minuteman.reconcile.kernelstate import (
     KernelState,
@@ -111,7 +112,7 @@ class Plane:
     kernel: KernelDataplane
     state: KernelState
     served: Path
-    pins: Path
+    where: Pins
 
     def apply(self, ops: Sequence[Op]) -> None:
         """Do `ops`. Errors: DataplaneError of the first that fails."""
@@ -125,8 +126,9 @@ def dataplane(
 ) -> Iterator[Plane]:
     """Programs on `served`, with `ops` done, while the block runs."""
     pins = BPFFS / served.name
-    kernel = KernelDataplane(served, pins, folder / "state", limits or Limits())
-    plane = Plane(kernel, kernel.open(), served, pins)
+    limits = limits or Limits()
+    kernel = KernelDataplane(served, pins, folder / "state", limits)
+    plane = Plane(kernel, kernel.open(), served, Pins.ours(pins, limits))
     try:
         plane.apply(ops)
         yield plane

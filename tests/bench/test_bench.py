@@ -9,7 +9,20 @@ from pathlib import Path
 import pytest
 
 from lab.zookeeper import free_ports
-from tests.bench import agent, bulk, connect, held, programs, size, tail, udp
+from tests.bench import (
+    agent,
+    bulk,
+    connect,
+    events,
+    held,
+    programs,
+    reap,
+    size,
+    stage,
+    tail,
+    udp,
+    upgrade,
+)
 from tests.bench.course import DIRECT, HAPROXY, NFTABLES, PASSING, SERVERS, VIP, Course, course
 from tests.bench.report import Section, Table, Target, document, percentile, spread
 from tests.bench.stage import Seat, sysctl
@@ -90,6 +103,13 @@ def test_a_watcher_connects_until_the_server_is_reached(traffic: Traffic) -> Non
     began = [began_ns for began_ns, _ in moments]
     assert began == sorted(began)
     assert sum(tries for _, tries in moments) > len(moments)
+
+
+def test_a_client_keeps_its_pace(traffic: Traffic, servers: list[str]) -> None:
+    (run,) = traffic.pace(servers, 1_000, 200, [HERE])
+    assert run.answers().total() == 200
+    assert run.seconds >= 0.199
+    assert all(0 < a < b for a, b in zip(run.call_ns, run.answer_ns, strict=True))
 
 
 def test_connections_are_held_as_long_as_the_block(traffic: Traffic, servers: list[str]) -> None:
@@ -233,6 +253,20 @@ def test_a_slow_backend_gets_less_than_its_share(here: Course) -> None:
 
 
 @pytest.mark.kernel
+def test_clients_of_dead_backends_see_the_end(traffic: Traffic, tmp_path: Path) -> None:
+    with stage.cgroup("reaped") as served, stage.dataplane(served, [], tmp_path) as plane:
+        rounds = reap.race(traffic, plane, 2, clients=2, each=40)
+    for found in rounds.values():
+        for one in found:
+            assert (one.idle.report.checked, one.idle.report.dead) == (80, 0)
+            assert 0 < one.dead.report.ended < 80
+            assert one.dead.seen_seconds > 0
+    section = reap.report(rounds)
+    assert len(first_column(section.parts[1])) == 4
+    assert len(section.targets) == 2
+
+
+@pytest.mark.kernel
 def test_many_vips_and_a_large_one_are_written(traffic: Traffic, tmp_path: Path) -> None:
     with size.desk(tmp_path) as desk:
         full = size.fill(desk, vips=20, each=3, times=2)
@@ -264,6 +298,16 @@ def test_the_kernel_counts_one_run_of_connect4_for_each_connection(
     assert len(section.targets) == 2
 
 
+@pytest.mark.kernel
+def test_listening_is_compared_with_not_listening(traffic: Traffic, tmp_path: Path) -> None:
+    with traffic.serving(SERVERS, [HERE]), events.stand(tmp_path) as (plane, reader):
+        rounds = events.race(traffic, plane, reader, 2, 100, CPUS[0])
+    assert [turn.connect4.runs for turns in rounds for turn in turns.values()] == [100] * 4
+    section = events.report(rounds)
+    assert first_column(section.parts[1]) == [events.QUIET, events.HEARD]
+    assert len(section.targets) == 3
+
+
 @pytest.mark.e2e
 def test_a_change_of_a_znode_reaches_connect(traffic: Traffic, tmp_path: Path) -> None:
     with (
@@ -275,3 +319,16 @@ def test_a_change_of_a_znode_reaches_connect(traffic: Traffic, tmp_path: Path) -
         assert agent.cpu_seconds(running.front_pid) >= 0
     assert all(c.sent_ns < c.acknowledged_ns for c in made)
     assert all(c.sent_ns < c.reached_ns for c in made)
+
+
+@pytest.mark.kernel
+@pytest.mark.timeout(180)
+def test_agents_come_and_go_under_load(tmp_path: Path) -> None:
+    with upgrade.stand(tmp_path, CPUS) as here:
+        found = upgrade.legs(here, tmp_path, 0.2)
+        section = upgrade.report(found, *upgrade.cycles(here, 3, 0.2))
+    assert len(found[upgrade.QUIET].takeovers) == 0
+    assert all(len(found[name].takeovers) > 0 for name in found if name != upgrade.QUIET)
+    _, calls, _, answers, _ = section.parts
+    assert first_column(calls)[:-1] == first_column(answers) == list(found)
+    assert len(section.targets) == 3

@@ -8,6 +8,7 @@
  *                                           answers SERVER
  *
  *   traffic connect SEED COUNT TARGET...    COUNT connections, one after the other, each to a random target
+ *   traffic pace RATE SEED COUNT TARGET...  the same, RATE of them a second, as far as that can be kept up with
  *   traffic hold SEED COUNT TARGET...       so many, which stay open until standard input ends; fewer, when
  *                                           there is no port left for one more
  *   traffic ask SEED COUNT TARGET...        COUNT datagrams of one socket to one target, each answered
@@ -19,9 +20,9 @@
  * SEED choose the same targets.
  *
  * Servers write the line "ready" when they listen. Clients but `watch` start when they read a line,
- * and write struct measured and then, but for `stream`, three arrays of `count` u32: call_ns (the
+ * and write struct measured and then, but for `stream`, four arrays of `count` u32: call_ns (the
  * call that names the server: connect(), or the sending of a datagram), answer_ns (from its start to
- * the answer), server. `watch` reads numbers of servers, one a line, and answers each with the
+ * the answer), server, started_us (of that call, since started_ns). `watch` reads numbers of servers, one a line, and answers each with the
  * CLOCK_MONOTONIC of the connect() that first reached it, in ns, and how many it took.
  *
  * The first byte of a request says what is to be done with the connection, see enum request. The
@@ -247,6 +248,8 @@ struct client {
     struct sockaddr_in asked; /* of `ask`: by one socket, */
     int asker;
     int is_connected; /* which then needs no address any more */
+    uint64_t gap_ns; /* of `pace`: between two connections; */
+    uint64_t due_ns; /* when the next one is due */
 };
 
 struct sample {
@@ -318,6 +321,7 @@ static void measure(struct client *client, int (*take)(struct client *, struct s
     uint32_t *call_ns = new_array(client->count, sizeof *call_ns);
     uint32_t *answer_ns = new_array(client->count, sizeof *answer_ns);
     uint32_t *server = new_array(client->count, sizeof *server);
+    uint32_t *started_us = new_array(client->count, sizeof *started_us);
     struct measured measured = {};
     struct sample sample;
     uint32_t i;
@@ -328,6 +332,7 @@ static void measure(struct client *client, int (*take)(struct client *, struct s
         call_ns[i] = sample.call_ns;
         answer_ns[i] = sample.answer_ns;
         server[i] = sample.server;
+        started_us[i] = (uint32_t)((sample.started_ns - measured.started_ns) / 1000);
     }
     measured.ended_ns = monotonic_ns();
     measured.count = i;
@@ -335,6 +340,7 @@ static void measure(struct client *client, int (*take)(struct client *, struct s
     write_all(call_ns, sizeof *call_ns, i);
     write_all(answer_ns, sizeof *answer_ns, i);
     write_all(server, sizeof *server, i);
+    write_all(started_us, sizeof *started_us, i);
     fflush(stdout);
 }
 
@@ -380,6 +386,16 @@ static int take_connection(struct client *client, struct sample *sample)
 
     connect_once(&to, sample);
     return 1;
+}
+
+static int take_paced(struct client *client, struct sample *sample)
+{
+    uint64_t due_ns = client->due_ns ? client->due_ns : monotonic_ns();
+    struct timespec due = {.tv_sec = due_ns / 1000000000u, .tv_nsec = due_ns % 1000000000u};
+
+    client->due_ns = due_ns + client->gap_ns;
+    clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &due, NULL);
+    return take_connection(client, sample);
 }
 
 static int take_held(struct client *client, struct sample *sample)
@@ -522,6 +538,11 @@ int main(int argc, char **argv)
         attend(number(argv[2]), number(argv[3]), argv[4]);
     } else if (argc == 4 && !strcmp(argv[1], "watch")) {
         watch(number(argv[2]), argv[3]);
+    } else if (argc >= 6 && !strcmp(argv[1], "pace")) {
+        prctl(PR_SET_TIMERSLACK, 1); /* else each one is 50 us late */
+        client = new_client(argv[3], argv[4], argc - 5, argv + 5);
+        client.gap_ns = 1000000000u / number(argv[2]);
+        measure(&client, take_paced);
     } else if (argc >= 5) {
         client = new_client(argv[2], argv[3], argc - 4, argv + 4);
         run_client(argv[1], &client);

@@ -17,8 +17,8 @@ from tests.bench.stage import Seat
 SOURCE = Path(__file__).with_name("traffic.c")
 MEASURED = Struct("=QQQ")
 """struct measured: started_ns, ended_ns, count."""
-ARRAYS = 3
-"""Of `count` u32 each that follow it: call_ns, answer_ns, server."""
+ARRAYS = 4
+"""Of `count` u32 each that follow it: call_ns, answer_ns, server, started_us."""
 
 Kind = Literal["connect", "ask", "ask-connected"]
 """What a client does again and again: a connection; a datagram, unconnected or connected."""
@@ -37,6 +37,8 @@ class Run:
     """From the start of that call to the answer."""
     server: array[int]
     """Who answered: a place in the list of `Traffic.serving`."""
+    started_us: array[int]
+    """When that call began, from `started_ns` on."""
 
     @property
     def seconds(self) -> float:
@@ -109,6 +111,13 @@ class Traffic:
         with self._clients(kind, count, targets, seats) as clients:
             return [_run_of(client) for client in clients]
 
+    def pace(
+        self, targets: Sequence[str], rate: int, count: int, seats: Sequence[Seat]
+    ) -> list[Run]:
+        """As `load`, each client with `rate` connections a second, as far as it keeps up."""
+        with self._clients("pace", count, targets, seats, str(rate)) as clients:
+            return [_run_of(client) for client in clients]
+
     @contextmanager
     def holding(
         self, targets: Sequence[str], count: int, seats: Sequence[Seat]
@@ -132,14 +141,17 @@ class Traffic:
 
     @contextmanager
     def _clients(
-        self, kind: str, count: int, targets: Sequence[str], seats: Sequence[Seat]
+        self, kind: str, count: int, targets: Sequence[str], seats: Sequence[Seat], *words: str
     ) -> Iterator[list[subprocess.Popen[bytes]]]:
-        """A client on each of `seats`, started all at once, ended with the block."""
+        """A client on each of `seats`, started all at once, ended with the block.
+
+        `words` follow the `kind`.
+        """
         with ExitStack() as stack:
             clients = []
             for seed, seat in enumerate(seats):
                 client = subprocess.Popen(
-                    [self._program, kind, str(seed), str(count), *targets],
+                    [self._program, kind, *words, str(seed), str(count), *targets],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     preexec_fn=seat.take,
@@ -191,8 +203,7 @@ def _run_of(client: subprocess.Popen[bytes]) -> Run:
     """What `client` measured, once it is done. Errors: CalledProcessError when it ended early."""
     started_ns, ended_ns, count = MEASURED.unpack(_read(client, MEASURED.size))
     values = array("I", _read(client, ARRAYS * count * array("I").itemsize))
-    call_ns, answer_ns, server = (values[i * count : (i + 1) * count] for i in range(ARRAYS))
-    return Run(started_ns, ended_ns, call_ns, answer_ns, server)
+    return Run(started_ns, ended_ns, *(values[i * count : (i + 1) * count] for i in range(ARRAYS)))
 
 
 def _read(client: subprocess.Popen[bytes], size: int) -> bytes:

@@ -47,6 +47,7 @@ class Maps:
     backends: dict[int, PutBackend] = field(default_factory=dict)
     prefixes: dict[Prefix, Owner] = field(default_factory=dict)
     skips: frozenset[int] = frozenset()
+    listening_until_ns: int = 0
     generation: int = 0
     attached: bool = False
 
@@ -56,6 +57,7 @@ class Maps:
         self.backends.clear()
         self.prefixes.clear()
         self.skips = frozenset()
+        self.listening_until_ns = 0
         self.generation = 0
         self.attached = False
 
@@ -72,6 +74,8 @@ class FakeDataplane:
         """How many more operations will do; then each fails until this is None again."""
         self.failed = 0
         """How many operations did."""
+        self.beyond_repair = False
+        """What is detached stays so."""
         self._is_open = False
 
     # ---- Dataplane ------------------------------------------------------------------------------
@@ -121,9 +125,18 @@ class FakeDataplane:
         self._check_open()
         return Counters()  # nobody connects here
 
+    def repair(self) -> None:
+        if self.beyond_repair:
+            raise DataplaneError("attach", errno.EPERM)
+        self.maps.attached = True
+
     def skip(self, cgroups: Collection[int]) -> None:
         self._check_open()
         self.maps.skips = frozenset(cgroups)
+
+    def listen_until(self, monotonic_ns: int) -> None:
+        self._check_open()
+        self.maps.listening_until_ns = monotonic_ns
 
     def close(self) -> None:
         self._is_open = False

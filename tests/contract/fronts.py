@@ -16,6 +16,7 @@ from contextlib import contextmanager
 import httpx
 
 from minuteman.feed import COUNTERS_PLEASE, Message, Update, encode
+from minuteman.model import Counters
 from tests.contract import published as sample
 
 DEADLINE_SECONDS = 20.0
@@ -78,12 +79,14 @@ class Front:
         eventually(lambda: self.generation() == message.generation)
 
     @contextmanager
-    def answering(self) -> Iterator[None]:
+    def answering(
+        self, counters: Callable[[], Counters] = lambda: sample.COUNTERS
+    ) -> Iterator[None]:
         """Answer each question for counters."""
 
         def answer() -> None:
             while self.feed.recv(1) == COUNTERS_PLEASE:
-                self.send(sample.COUNTERS)
+                self.send(counters())
 
         agent = threading.Thread(target=answer)
         agent.start()

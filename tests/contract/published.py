@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
@@ -22,7 +24,7 @@ from minuteman.model import (
     VipKey,
     VipName,
 )
-from minuteman.reader import Published
+from minuteman.reader import Event, Lost, Published
 
 FRAMEWORK_ID = "20a5c1f0-0000"
 AGENT_ID = "20a5c1f0-S1"
@@ -106,10 +108,36 @@ WEB_FRONTEND, WEB_FRONTEND6 = VIPS[-1].frontends
 COUNTERS = Counters(
     taken_monotonic=0.0,
     by_vip_backend={
-        (WEB_FRONTEND, endpoint("10.0.0.1", 31001)): BackendCounters(1, 2, 30, 4, 1, (0, 10, 20)),
-        (WEB_FRONTEND6, endpoint("10.0.0.1", 31001)): BackendCounters(0, 1, 3, 1, 2, (1, 1, 1)),
+        (WEB_FRONTEND, endpoint("10.0.0.1", 31001)): BackendCounters(
+            connecting=1,
+            active=2,
+            successes=30,
+            failures=4,
+            consecutive_failures=1,
+            attempts=36,
+            bytes_sent=3_000,
+            bytes_received=2_500_000,
+            retransmits=7,
+            connect_log2_us=(0, 10, 20),
+        ),
+        (WEB_FRONTEND6, endpoint("10.0.0.1", 31001)): BackendCounters(
+            active=1,
+            successes=3,
+            failures=1,
+            consecutive_failures=2,
+            attempts=5,
+            bytes_sent=30,
+            bytes_received=500,
+            retransmits=1,
+            connect_log2_us=(1, 1, 1),
+        ),
         (WEB_FRONTEND, endpoint("10.0.0.2", 31777)): BackendCounters(
-            0, 0, 5, 6, 6, (0, 0, 5), ejected=True
+            successes=5,
+            failures=6,
+            consecutive_failures=6,
+            attempts=11,
+            connect_log2_us=(0, 0, 5),
+            ejected=True,
         ),
     },
     reasons={"translated": 39, "refused_empty": 2},
@@ -135,7 +163,9 @@ class FakeReader:
     value: Published = field(default_factory=published)
     counted: Counters = COUNTERS
     error: Exception | None = None
-    """What asking for counters raises."""
+    """What asking for counters raises, and listening."""
+    told: tuple[Event | Lost, ...] = ()
+    """What a listener hears."""
 
     def current(self) -> Published:
         return self.value
@@ -148,3 +178,32 @@ class FakeReader:
     async def changed(self, after: int) -> Published:
         assert self.value.generation > after, "values in memory do not change by themselves"
         return self.value
+
+    @contextmanager
+    def listen(self) -> Iterator[FakeListener]:
+        if self.error:
+            raise self.error
+        yield FakeListener(list(self.told))
+
+
+@dataclass(slots=True)
+class FakeListener:
+    """Hears what it has, one after another; then the agent is gone."""
+
+    events: list[Event | Lost]
+
+    async def heard(self, seconds: float) -> Sequence[Event | Lost] | None:
+        assert seconds <= 15.0
+        return [self.events.pop(0)] if self.events else None
+
+
+def event(number: int, vip: str = "11.0.0.37:80", outcome: str = "connected") -> Event:
+    """One of a backend of `WEB`."""
+    return Event(
+        json=b'{"number":%d}' % number,
+        vip=vip,
+        name=str(WEB) if vip == "11.0.0.37:80" else None,
+        backend="10.0.0.1:31001" if outcome != "refused" else None,
+        task_id="web.1" if outcome != "refused" else None,
+        outcome=outcome,
+    )

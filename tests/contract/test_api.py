@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import get_args
 
 import httpx
 import pytest
@@ -34,7 +36,7 @@ from minuteman.errors import (
     UnsupportedKernelError,
 )
 from minuteman.model import BackendCounters, Counters, SourceHealth, Vip, VipKey, VipName
-from minuteman.reader import Published
+from minuteman.reader import Event, Lost, Published
 from tests.contract import published as sample
 from tests.contract.published import FakeReader
 
@@ -193,9 +195,13 @@ def test_a_vip_with_everything() -> None:
                 "counters": {
                     "connecting": 0,
                     "active": 0,
+                    "attempts": 0,
                     "successes": 0,
                     "failures": 0,
                     "consecutive_failures": 0,
+                    "bytes_sent": 0,
+                    "bytes_received": 0,
+                    "retransmits": 0,
                     "connect_log2_us": [],
                 },
             },
@@ -216,9 +222,13 @@ def test_a_vip_with_everything() -> None:
                 "counters": {
                     "connecting": 1,
                     "active": 3,
+                    "attempts": 41,
                     "successes": 33,
                     "failures": 5,
                     "consecutive_failures": 2,
+                    "bytes_sent": 3_030,
+                    "bytes_received": 2_500_500,
+                    "retransmits": 8,
                     "connect_log2_us": [1, 11, 21],
                 },
             },
@@ -239,9 +249,13 @@ def test_a_vip_with_everything() -> None:
                 "counters": {
                     "connecting": 0,
                     "active": 0,
+                    "attempts": 11,
                     "successes": 5,
                     "failures": 6,
                     "consecutive_failures": 6,
+                    "bytes_sent": 0,
+                    "bytes_received": 0,
+                    "retransmits": 0,
                     "connect_log2_us": [0, 0, 5],
                 },
             },
@@ -363,6 +377,7 @@ def test_health_of_a_host_that_is_well() -> None:
     health = TypeAdapter(schemas.Health).validate_json(response.content)
     assert (health.status, health.reasons) == ("ok", ())
     assert (health.generation, health.problems, health.withheld) == (7, 1, 0)
+    assert (health.without_room, health.repairs) == (0, 0)
     (source,) = health.sources
     assert (source.name, source.fresh) == ("marathon", True)
     assert 90 <= source.seconds <= 95
@@ -385,6 +400,11 @@ STALE = SourceHealth(fresh=False, since_monotonic=0.0, reason="session lost")
             "not every program is in effect on the cgroup",
         ),
         (replace(sample.published(), withheld=3), "3 removals are not believed yet"),
+        (
+            replace(sample.published(), without_room=2),
+            "the maps are full, 2 VIPs keep what they had: raise max_vips, max_slots or "
+            "max_backends, /api/problems says which",
+        ),
     ],
 )
 def test_health_of_a_degraded_host(value: Published, reason: str) -> None:
@@ -451,6 +471,25 @@ def test_metrics_of_the_state() -> None:
     assert values["minuteman_source_stale_seconds", (("source", "marathon"),)] == 0
     assert values["minuteman_decisions_total", (("reason", "refused_empty"),)] == 2
     assert values["minuteman_drift_total", ()] == 0
+    assert values["minuteman_attachment_repairs_total", ()] == 0
+    assert values["minuteman_vips_without_room", ()] == 0
+    assert values["minuteman_sockets_ended_total", ()] == 0
+
+
+def test_metrics_of_what_was_repaired_and_of_what_did_not_fit() -> None:
+    value = replace(sample.published(), drift=1, repairs=2, without_room=3)
+    values = samples(request("/metrics", FakeReader(value)).text)
+    assert values["minuteman_drift_total", ()] == 1
+    assert values["minuteman_attachment_repairs_total", ()] == 2
+    assert values["minuteman_vips_without_room", ()] == 3
+    health = request("/api/health", FakeReader(value)).json()
+    assert (health["repairs"], health["without_room"]) == (2, 3)
+
+
+def test_metrics_of_sockets_whose_backends_have_gone() -> None:
+    reader = FakeReader(replace(sample.published(), sockets_ended=7))
+    values = samples(request("/metrics", reader).text)
+    assert values["minuteman_sockets_ended_total", ()] == 7
 
 
 def test_metrics_of_a_stale_source() -> None:
@@ -470,6 +509,13 @@ def test_metrics_of_connections_that_this_host_made() -> None:
         labels = (("backend", backend), ("protocol", "tcp"), ("result", result), web[1])
         return values.get(("minuteman_connects_total", labels))
 
+    def moved(direction: str) -> float:
+        labels = (("backend", "10.0.0.1:31001"), ("direction", direction), *web)
+        return values["minuteman_bytes_total", labels]
+
+    assert values["minuteman_connect_attempts_total", used] == 41
+    assert (moved("sent"), moved("received")) == (3_030, 2_500_500)
+    assert values["minuteman_retransmits_total", used] == 8
     assert connects("10.0.0.1:31001", "success") == 33
     assert connects("10.0.0.1:31001", "failure") == 5
     assert connects("9.0.1.6:8080", "success") is None, "never used from here"
@@ -486,7 +532,10 @@ def test_metrics_of_connections_that_this_host_made() -> None:
     assert buckets == {"1e-06": 1, "2e-06": 12, "+Inf": 38}
 
 
-@pytest.mark.parametrize("counted", [BackendCounters(connecting=1), BackendCounters(ejected=True)])
+@pytest.mark.parametrize(
+    "counted",
+    [BackendCounters(connecting=1), BackendCounters(attempts=1), BackendCounters(ejected=True)],
+)
 def test_metrics_of_a_backend_that_never_answered(counted: BackendCounters) -> None:
     vip = sample.published().vips[sample.LITERAL]
     used = {(vip.frontends[0], vip.backends[0].endpoint): counted}
@@ -505,6 +554,16 @@ def test_metrics_say_what_each_decision_means() -> None:
     ]
     for reason, meaning in REASONS.items():
         assert f"{reason}: {meaning}" in help_line
+
+
+@pytest.mark.parametrize("page", ["observe.md", "runbook.md"])
+def test_metrics_that_the_pages_name_exist(page: str) -> None:
+    text = (Path(__file__).parents[2] / "docs" / page).read_text(encoding="utf-8")
+    named = set(re.findall(r"\bminuteman_\w+", text))
+    assert named
+    assert named <= {name for name, _ in samples(request("/metrics").text)} | {
+        family.name for family in text_string_to_metric_families(request("/metrics").text)
+    }
 
 
 def test_metrics_name_ipv6_backends_in_brackets() -> None:
@@ -570,6 +629,64 @@ def test_the_frameworks_own_errors_are_problems() -> None:
     assert refused.headers["allow"] == "GET"
 
 
+# ---- /api/events ---------------------------------------------------------------------------------
+def stream(path: str, *told: Event | Lost) -> str:
+    """The body of a stream of events."""
+    response = request(path, FakeReader(told=told))
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert response.headers["cache-control"] == "no-store"
+    return response.text
+
+
+def test_events_are_server_sent_until_the_agent_has_gone() -> None:
+    body = stream("/api/events", sample.event(1), Lost(3), sample.event(2))
+    assert body == 'data: {"number":1}\n\ndata: {"lost":3}\n\ndata: {"number":2}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("query", "numbers"),
+    [
+        ("vip=web", [1, 3]),
+        ("vip=L4LB.thisdcos", [1, 3]),
+        ("vip=1.2.3.4", [2]),
+        ("backend=31001", [1, 2]),
+        ("backend=web.1&outcome=connected", [1, 2]),
+        ("outcome=refused", [3]),
+        ("vip=nobody", []),
+    ],
+)
+def test_events_can_be_narrowed(query: str, numbers: list[int]) -> None:
+    told = (
+        sample.event(1),
+        sample.event(2, vip="1.2.3.4:5000"),
+        sample.event(3, outcome="refused"),
+    )
+    body = stream(f"/api/events?{query}", *told)
+    assert [int(number) for number in re.findall(r'"number":(\d+)', body)] == numbers
+
+
+def test_too_many_listeners_are_a_503() -> None:
+    refused = request("/api/events", FakeReader(error=SourceError("16 listen")))
+    assert problem(refused).status == 503
+
+
+def test_events_are_not_promised_by_an_agent_that_has_not_reported() -> None:
+    refused = request("/api/events", FakeReader(Published(), told=(sample.event(1),)))
+    assert problem(refused).status == 503
+
+
+def test_every_outcome_that_the_kernel_tells_of_can_be_asked_for() -> None:
+    assert get_args(schemas.Outcome) == layout.KINDS
+
+
+@pytest.mark.parametrize("query", ["outcome=lost", "name=web"])
+def test_a_filter_that_is_none_is_a_422(query: str) -> None:
+    refused = problem(request(f"/api/events?{query}", FakeReader(told=(sample.event(1),))))
+    assert refused.status == 422
+    assert refused.errors[0].field == f"query.{query.partition('=')[0]}"
+
+
 # ---- documentation -------------------------------------------------------------------------------
 def test_every_route_is_described() -> None:
     document = request("/openapi.json").json()
@@ -581,6 +698,7 @@ def test_every_route_is_described() -> None:
         "/api/vips/{protocol}/{vip}",
         "/api/health",
         "/api/problems",
+        "/api/events",
         "/metrics",
     }
     for path in document["paths"].values():

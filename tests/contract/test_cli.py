@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
+import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 from minuteman import __version__
-from minuteman.model import SourceHealth
+from minuteman.feed import Update
+from minuteman.model import BackendCounters, Counters, SourceHealth, VipKey, VipName
+from tests.contract import published as sample
 from tests.contract.fronts import DEADLINE_SECONDS, USER, Front, start, update
 
 MINUTEMAN = Path(sys.executable).with_name("minuteman")
@@ -74,12 +80,13 @@ def rows(command: subprocess.CompletedProcess[str]) -> list[str]:
 def test_vips_is_a_table(front: Front) -> None:
     command = run("vips", "--api", front.address)
     assert rows(command) == [
-        "api.hello-world.dev.marathon.l4lb.thisdcos.directory:8080 tcp 1 0 0 0 0 0 0",
-        "sleepy.marathon.l4lb.thisdcos.directory:80 tcp 11.5.5.5 0 0 0 0 0 0 0",
-        "web.marathon.l4lb.thisdcos.directory:80 tcp 11.0.0.37 fd01:c::25 300s 1 1 1 1 3 38 11",
-        "1.2.3.4:53 udp 1.2.3.4 1 0 0 0 0 0 0",
-        "1.2.3.4:5000 tcp 1.2.3.4 1 0 0 0 0 0 0",
-        "[fd01:c::1]:80 tcp fd01:c::1 1 0 0 0 0 0 0",
+        "api.hello-world.dev.marathon.l4lb.thisdcos.directory:8080 tcp 1 0 0 0 0 0 0 0 0B 0B",
+        "sleepy.marathon.l4lb.thisdcos.directory:80 tcp 11.5.5.5 0 0 0 0 0 0 0 0 0B 0B",
+        "web.marathon.l4lb.thisdcos.directory:80 tcp 11.0.0.37 fd01:c::25 300s "
+        "1 1 1 1 3 52 38 11 3.0kB 2.5MB",
+        "1.2.3.4:53 udp 1.2.3.4 1 0 0 0 0 0 0 0 0B 0B",
+        "1.2.3.4:5000 tcp 1.2.3.4 1 0 0 0 0 0 0 0 0B 0B",
+        "[fd01:c::1]:80 tcp fd01:c::1 1 0 0 0 0 0 0 0 0B 0B",
     ]
     assert command.stderr == ""
 
@@ -113,7 +120,7 @@ def test_a_vip_with_its_backends(front: Front) -> None:
     assert "addresses  11.0.0.37 fd01:c::25" in command.stdout
     assert "affinity   300s" in command.stdout
     assert rows(command)[1] == (
-        "10.0.0.1:31001 up web.1 running healthy 10.0.0.9 2 3 33 5 >=2us >=2us"
+        "10.0.0.1:31001 up web.1 running healthy 10.0.0.9 2 3 41 33 5 >=2us >=2us 3.0kB 2.5MB 8"
     )
 
 
@@ -168,6 +175,144 @@ def test_no_agent_at_all() -> None:
 def test_something_else_that_answers(front: Front) -> None:
     command = run("vips", "--api", f"{front.address}/v1/vips")
     assert "Not Found" in one_line(command, 1)
+
+
+# ---- top -----------------------------------------------------------------------------------------
+def read_terminal(fd: int) -> bytes:
+    """What was written to a terminal; nothing when nobody has it open any more."""
+    try:
+        return os.read(fd, 65_536)
+    except OSError:
+        return b""
+
+
+def busier_and_busier() -> Callable[[], Counters]:
+    """Answers with ten seconds between each two, in which a backend is given 50 connections."""
+    served = (sample.WEB_FRONTEND, sample.endpoint("10.0.0.1", 31001))
+    turns = count(1)
+
+    def next_counters() -> Counters:
+        turn = next(turns)
+        counted = BackendCounters(
+            active=2,
+            attempts=50 * turn,
+            successes=45 * turn,
+            failures=5 * turn,
+            bytes_sent=15_000 * turn,
+            bytes_received=20 * turn,
+            retransmits=turn,
+            connect_log2_us=(0, 0, 0, 44 * turn, 0, turn, 0),
+        )
+        return Counters(10.0 * turn, {served: counted})
+
+    return next_counters
+
+
+@pytest.fixture
+def busy_front() -> Iterator[Front]:
+    with start(USER) as front:
+        front.await_listening()
+        front.publish(update())
+        with front.answering(busier_and_busier()):
+            yield front
+
+
+def test_in_a_pipe_a_row_is_a_line_however_long_it_is(busy_front: Front) -> None:
+    key = VipKey(VipName("a-rather-long-label-" * 3 + "x", "marathon"), 65535, "tcp")
+    long = sample.vip(key, ("11.111.111.111", "fd01:c::1111:2222:3333:4444"))
+    sources = sample.published().sources
+    busy_front.publish(Update(8, whole=False, vips={key: long}, sources=sources, attached=True))
+    [row] = [row for row in rows(run("vips", "--api", busy_front.address)) if "rather" in row]
+    assert row.startswith(f"{key} tcp 11.111.111.111 fd01:c::1111:2222:3333:4444 0 0")
+
+
+def test_top_shows_rates_the_busiest_first(busy_front: Front) -> None:
+    command = run("top", "--count", "1", "--interval", "0.1", "--api", busy_front.address)
+    assert command.returncode == 0, command.stderr
+    head, first, *others = command.stdout.splitlines()
+    assert head.split()[:4] == ["VIP", "Protocol", "Connects/s", "Failures/s"]
+    assert first.split() == [
+        "web.marathon.l4lb.thisdcos.directory:80",
+        *("tcp", "5.0", "0.5", "2", "0", "0", "1.5kB", "2B", "0.1", "<8us", "<32us"),
+    ]
+    assert len([line for line in others if line]) == 5
+    assert all(line.split()[2:4] == ["0", "0"] for line in others if line)
+
+
+def test_top_can_be_narrowed_and_shows_backends(busy_front: Front) -> None:
+    command = run(
+        *("top", "--backends", "--vip", "web.marathon", "--count", "2", "--interval", "0.1"),
+        *("--api", busy_front.address),
+    )
+    assert command.returncode == 0, command.stderr
+    tables = [table.splitlines() for table in command.stdout.strip().split("\n\n")]
+    assert len(tables) == 2
+    for _head, first, *others in tables:
+        assert first.split()[2:5] == ["10.0.0.1:31001", "5.0", "0.5"]
+        assert {line.split()[2] for line in others} == {"9.0.1.6:8080", "10.0.0.2:31777"}
+
+
+@pytest.mark.parametrize("columns", [80, 160])
+def test_top_on_a_terminal(busy_front: Front, columns: int) -> None:
+    words = ["top", "--count", "1", "--interval", "0.1", "--api", busy_front.address]
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (7, columns))
+    environment = {**os.environ, "TERM": "xterm"}
+    with subprocess.Popen([MINUTEMAN, *words], stdout=theirs, env=environment) as shown:
+        os.close(theirs)
+        screen = b"".join(iter(lambda: read_terminal(ours), b"")).decode()
+    os.close(ours)
+    assert shown.returncode == 0
+    assert "\x1b[?1049h" in screen, "the terminal's other screen"
+    assert "web.marathon.l4lb.thisdcos.directory:80" in screen
+    assert "4 of 6" in screen
+    assert "1.2.3.4:53 " in screen, "a row is one line, however narrow the terminal is"
+
+
+def test_top_ends_when_nobody_reads_it(busy_front: Front) -> None:
+    words = ["top", "--interval", "0.1", "--api", busy_front.address]
+    with subprocess.Popen(
+        [MINUTEMAN, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as top:
+        assert top.stdout is not None
+        assert top.stderr is not None
+        assert top.stdout.readline().startswith("VIP")
+        top.stdout.close()
+        assert top.wait(DEADLINE_SECONDS) == 0
+        assert top.stderr.read() == ""
+
+
+def test_top_goes_on_when_the_agent_is_away_and_ends_with_ctrl_c() -> None:
+    with start(USER) as front:
+        front.await_listening()
+        front.publish(update())
+        words = ["top", "--interval", "0.1", "--api", front.address]
+        with front.answering(busier_and_busier()):
+            top = subprocess.Popen(
+                [MINUTEMAN, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+            assert top.stdout is not None
+            assert top.stdout.readline().startswith("VIP")
+    assert top.stderr is not None
+    while "no agent answers" not in (line := top.stderr.readline()):
+        assert line, "it has ended"
+    top.send_signal(signal.SIGINT)
+    _, said = top.communicate(timeout=DEADLINE_SECONDS)
+    assert top.returncode == 0
+    assert "Traceback" not in said
+
+
+def test_top_without_an_agent() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        port = gone.getsockname()[1]
+    said = one_line(run("top", "--api", f"127.0.0.1:{port}"), os.EX_UNAVAILABLE)
+    assert "no agent answers" in said
+
+
+# ---- conns ---------------------------------------------------------------------------------------
+def test_conns_where_nothing_is_served(tmp_path: Path) -> None:
+    said = one_line(run("conns", "--bpffs", str(tmp_path)), 1)
+    assert f"no program is attached from {tmp_path}/minuteman" in said
 
 
 # ---- believe -------------------------------------------------------------------------------------
@@ -311,7 +456,19 @@ def test_a_setting_that_cannot_be(option: str, value: str, reason: str) -> None:
 
 
 # ---- help ----------------------------------------------------------------------------------------
-COMMANDS = ("agent", "vips", "vip", "problems", "believe", "cgroup", "doctor", "detach")
+COMMANDS = (
+    "agent",
+    "vips",
+    "vip",
+    "top",
+    "events",
+    "conns",
+    "problems",
+    "believe",
+    "cgroup",
+    "doctor",
+    "detach",
+)
 
 
 def test_help_lists_every_command() -> None:

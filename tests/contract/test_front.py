@@ -174,6 +174,7 @@ def test_it_listens_on_the_loopback_only(address: str, reason: str) -> None:
 def test_it_listens_on_either_family(address: str, host: str) -> None:
     with listen(address) as listener:
         assert listener.getsockname()[0] == host
+        assert listener.proto == socket.IPPROTO_TCP, "else asyncio sends small answers with delay"
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import selectors
 import signal
 import sys
 import time
+from ast import literal_eval
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from itertools import pairwise
@@ -17,6 +18,7 @@ import pytest
 from minuteman.errors import ConfigError, DataplaneError
 from minuteman.feed import Update
 from minuteman.frontchild import (
+    COUNTERS_SECONDS,
     END_SECONDS,
     FIRST_RESTART_SECONDS,
     POLL_SECONDS,
@@ -43,11 +45,12 @@ class Rig:
         self.generation = 1
         self.now = 0.0
         self.counted = 0
+        self.listened = 0
         self.error: DataplaneError | None = None
         """What reading the counters raises."""
         self.command: list[str] = []
         self.behave("listen")
-        self.child = FrontChild(self.command, self.selector, self.whole, self.counters)
+        self.child = FrontChild(self.command, self.selector, self.whole, self.counters, self.listen)
 
     def behave(self, how: str) -> None:
         """From its next start on."""
@@ -65,6 +68,9 @@ class Rig:
         if self.error:
             raise self.error
         return Counters(taken_monotonic=self.now)
+
+    def listen(self) -> None:
+        self.listened += 1
 
     def publish(self, count: int) -> None:
         """As of the next generation there are so many VIPs."""
@@ -166,12 +172,16 @@ def test_counters_are_read_once_a_second_however_often_they_are_asked_for(rig: R
     assert rig.counted == 2
 
 
-def test_counters_that_cannot_be_read_are_no_answer(rig: Rig) -> None:
+def test_counters_that_cannot_be_read_are_no_answer_yet(rig: Rig) -> None:
     rig.behave("ask")
     rig.error = DataplaneError("read the counters", 5)
     rig.until(lambda: rig.counted == 1)
     rig.publish(7)
     rig.until(lambda: rig.last_line() == "update 2 7")
+    rig.error = None
+    assert rig.turn() == rig.now + COUNTERS_SECONDS
+    rig.now += COUNTERS_SECONDS
+    rig.until(lambda: f"counters {rig.now}" in rig.lines())
 
 
 def test_one_that_ends_is_started_again_later_and_later(rig: Rig) -> None:
@@ -234,3 +244,81 @@ def test_closing_ends_it_whatever_it_does(rig: Rig, behaviour: str) -> None:
     rig.behave(behaviour)
     rig.turn()
     assert rig.child.pid is not None
+
+
+# ---- events --------------------------------------------------------------------------------------
+BLOCK = b"".join(b'{"time": %d}\n' % number for number in range(20_000))
+"""More than a socket holds."""
+
+
+def told(rig: Rig) -> list[str]:
+    """The lines of events that the process was told, one after another."""
+    blocks = [literal_eval(line.partition(" ")[2]) for line in rig.lines() if line[0] == "e"]
+    return "".join(blocks).splitlines()
+
+
+def test_events_are_passed_on_as_they_are(rig: Rig) -> None:
+    rig.until(lambda: rig.last_line() == "update 1 0")
+    rig.child.forward(b'{"time": 1}\nno JSON\n')
+    rig.child.forward(b"")
+    rig.until(lambda: bool(told(rig)))
+    assert told(rig) == ['{"time": 1}', "no JSON"]
+
+
+def test_it_says_that_it_listens(rig: Rig) -> None:
+    rig.until(lambda: rig.last_line() == "update 1 0")
+    assert rig.listened == 0
+    rig.behave("eavesdrop")
+    rig.kill()
+    rig.until_restarted()
+    rig.until(lambda: rig.listened == 1)
+    assert rig.counted == 0
+
+
+def test_events_come_after_the_updates_that_say_whose_addresses_are_in_them(rig: Rig) -> None:
+    rig.behave("slow")
+    rig.published = vips(5000)
+    rig.turn(0.0)
+    rig.child.forward(b"first\n")
+    rig.publish(5001)
+    rig.out.with_suffix(".go").touch()
+    rig.until(lambda: bool(told(rig)))
+    assert rig.lines()[-2:] == ["update 2 5001", "events 'first\\n'"]
+
+
+def test_events_that_find_no_room_are_lost_and_counted(rig: Rig) -> None:
+    rig.behave("slow")
+    rig.turn(0.0)
+    rig.child.forward(BLOCK)  # is on its way
+    rig.turn(0.0)
+    rig.child.forward(BLOCK)  # waits
+    for _ in range(3):
+        rig.child.forward(b"dropped\n" * 7)
+        rig.turn(0.0)
+    rig.out.with_suffix(".go").touch()
+    rig.until(lambda: told(rig)[-1:] == ['{"lost": 21}'])
+    assert told(rig) == [*BLOCK.decode().splitlines() * 2, '{"lost": 21}']
+    rig.child.forward(b"next\n")
+    rig.until(lambda: told(rig)[-1] == "next")
+
+
+def test_a_new_process_is_not_told_what_the_last_one_missed(rig: Rig) -> None:
+    rig.behave("deaf")
+    rig.turn(0.0)
+    for _ in range(3):
+        rig.child.forward(BLOCK)
+    rig.behave("listen")
+    rig.kill()
+    rig.until_restarted()
+    rig.until(lambda: rig.last_line() == "update 1 0")
+    rig.child.forward(b"next\n")
+    rig.until(lambda: bool(told(rig)))
+    assert told(rig) == ["next"]
+
+
+def test_without_a_process_events_are_dropped(rig: Rig) -> None:
+    rig.child.forward(b"nobody\n")
+    rig.until(lambda: rig.last_line() == "update 1 0")
+    rig.child.forward(b"somebody\n")
+    rig.until(lambda: bool(told(rig)))
+    assert told(rig) == ["somebody"]

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
-from itertools import pairwise
+from itertools import count, pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from api import views
 from minuteman.errors import SourceError
 from minuteman.feed import Update
 from minuteman.model import (
     Claims,
+    Counters,
     Endpoint,
     Frontend,
     Origin,
@@ -97,6 +99,8 @@ class Host:
         self.published = Published()
         self.updates: list[Update] = []
         self.memories: list[Memory] = []
+        self.reaps: list[float] = []
+        """When backends had gone."""
         self.loop = Loop(
             sources=self.sources,
             table=Table(lambda _: None),
@@ -106,6 +110,7 @@ class Host:
             memory=memory or Memory(),
             publish=self.updates.append,
             remember=self.memories.append,
+            reap=lambda: self.reaps.append(self.now),
             audit_seconds=60.0,
             now=self.now,
         )
@@ -184,7 +189,7 @@ def test_a_silent_source_changes_nothing_but_its_health() -> None:
 def test_a_converged_loop_is_silent() -> None:
     host = serving(app("web"), instance("web", 1))
     done, updates, memories = len(host.dataplane.done), len(host.updates), len(host.memories)
-    for _ in range(10):
+    for _ in range(30):
         host.step_when_due()
     assert host.now > 1040
     assert len(host.dataplane.done) == done
@@ -216,14 +221,14 @@ def test_an_update_holds_what_changed_and_nothing_else() -> None:
 def test_problems_of_the_host_are_published_and_end() -> None:
     bad = Problem("kernel", "", "unreachable_route", "It is not there.")
     host = serving(app("web"))
-    host.loop.report((bad,))
+    host.loop.report((bad,), 0)
     host.step()
     assert host.published.problems == (bad,)
-    host.loop.report((bad,))
+    host.loop.report((bad,), 0)
     told = len(host.updates)
     host.step()
     assert len(host.updates) == told
-    host.loop.report(())
+    host.loop.report((), 0)
     host.step()
     assert bad not in host.published.problems
 
@@ -444,6 +449,33 @@ def test_after_a_failed_operation_everything_is_read_back_and_reached(successes:
     assert host.reasons == []
 
 
+def test_while_any_operation_fails_each_vip_has_its_old_or_its_new_set() -> None:
+    before = [instance("web", 1), instance("web", 2), instance("api", 1)]
+    after = [instance("web", 2), instance("web", 3), instance("db", 1)]
+    old, new = serving(*before).reach, serving(*after).reach
+    for successes in count():
+        host = serving(*before)
+        published = host.published.vips
+        host.source.read(after)
+        host.dataplane.fail_after = successes
+        host.step()
+        if not host.dataplane.failed:
+            break
+        assert host.published.vips == published
+        assert any("tried again" in reason for reason in host.reasons)
+        for _ in range(3):
+            for vip in FRONTENDS.values():
+                now = host.dataplane.reachable(vip)
+                assert now in (old.get(vip, Verdict.PASSED), new.get(vip, Verdict.PASSED))
+            host.step_when_due()
+        host.dataplane.fail_after = None
+        host.step_when_due()
+        assert host.reach == new
+        assert host.published.vips.keys() == {KEYS["web"], KEYS["db"]}
+        assert host.reasons == []
+    assert successes > 5
+
+
 def test_tries_come_later_and_later_and_news_do_not_hasten_them() -> None:
     host = serving(instance("web", 1))
     host.dataplane.fail_after = 0
@@ -491,20 +523,153 @@ def test_maps_that_cannot_be_audited_are_tried_again_before_anything_is_known() 
     assert host.wake > host.now
 
 
-def test_a_vip_without_room_keeps_what_it_had_until_there_is_room() -> None:
+def test_a_vip_without_room_is_not_published_until_there_is_room() -> None:
     host = Host(limits=Limits(vips=2, slots=64, backends=64))
     host.source.read([instance("web", 1), instance("api", 1)])
     host.step()
+    assert host.published.without_room == 0
     host.source.put(instance("db", 1))
     host.step()
     assert host.reach.keys() == {WEB, API}
     assert KEYS["db"] not in host.published.vips
+    assert host.published.without_room == 1
     assert any("max_vips" in reason for reason in host.reasons)
     host.source.drop(instance("web", 1).id)
     host.step()
     assert host.reach == {API: endpoints("api", 1), DB: endpoints("db", 1)}
     assert host.published.vips.keys() == {KEYS["api"], KEYS["db"]}
-    assert host.reasons == []
+    assert (host.published.without_room, host.reasons) == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("limits", "named"),
+    [
+        (Limits(vips=8, slots=64, backends=5), "max_backends"),
+        (Limits(vips=8, slots=6, backends=64), "max_slots"),
+    ],
+)
+def test_a_vip_whose_change_has_no_room_stays_as_it_was(limits: Limits, named: str) -> None:
+    host = Host(limits=limits)
+    host.source.read([instance("web", 1), instance("web", 2), instance("api", 1)])
+    host.step()
+    before, reach = host.published.vips, host.reach
+    host.source.drop(instance("web", 1).id)
+    host.source.put(*(instance("web", number) for number in range(3, 7)))
+    host.step()
+    assert host.reach == reach == {WEB: endpoints("web", 1, 2), API: endpoints("api", 1)}
+    assert host.published.vips == before
+    assert host.published.without_room == 1
+    assert any(named in reason for reason in host.reasons)
+    assert shown_backends(host, "web") == {1, 2}
+    host.source.drop(instance("api", 1).id)
+    host.source.drop(instance("web", 5).id, instance("web", 6).id)
+    host.step()
+    host.step()
+    assert host.reach == {WEB: endpoints("web", 2, 3, 4)}
+    assert (host.published.without_room, host.reasons) == (0, [])
+    assert shown_backends(host, "web") == {2, 3, 4}
+
+
+def test_a_successor_publishes_what_the_kernel_has_of_a_vip_whose_change_has_no_room() -> None:
+    limits = Limits(vips=8, slots=6, backends=64)
+    host = Host(limits=limits)
+    host.source.read([instance("web", 1), instance("web", 2), instance("api", 1)])
+    host.step()
+    host.source.drop(instance("web", 1).id)
+    host.source.put(*(instance("web", number) for number in range(3, 7)))
+    host.step()
+    world = [instance("api", 1), *(instance("web", number) for number in range(2, 7))]
+    later = Host(host.dataplane.maps, host.memories[-1], limits=limits)
+    for is_read in (False, True):
+        if is_read:
+            later.source.read(world)
+        later.step()
+        assert later.reach == {WEB: endpoints("web", 1, 2), API: endpoints("api", 1)}
+        shown = later.published.vips
+        assert [b.task_id for b in shown[KEYS["web"]].backends] == ["", "web.2"]
+        assert [b.task_id for b in shown[KEYS["api"]].backends] == ["api.1"]
+        assert later.published.without_room == is_read
+    later.source.drop(*(instance("web", number).id for number in range(4, 7)))
+    later.step()
+    assert later.reach[WEB] == endpoints("web", 2, 3)
+    assert shown_backends(later, "web") == {2, 3}
+
+
+def shown_backends(host: Host, name: str) -> set[int]:
+    """The numbers of the backends that `/api/vips` has for a VIP."""
+    shown = views.vip(host.published.vips[KEYS[name]], host.published.tasks, Counters())
+    return {backend.port - 1000 * NAMES.index(name) for backend in shown.backends}
+
+
+# ---- backends that have gone ---------------------------------------------------------------------
+def test_who_ends_connections_is_told_when_backends_have_gone() -> None:
+    host = serving(instance("web", 1), instance("web", 2))
+    assert len(host.reaps) == 1  # those of earlier runs
+    host.source.put(instance("web", 3))
+    host.step()
+    host.source.put(instance("web", 3, "killing"))
+    host.step(60)
+    assert len(host.reaps) == 1
+    host.source.drop(instance("web", 1).id)
+    host.step()
+    assert len(host.reaps) == 2
+    host.step(60)
+    assert len(host.reaps) == 2
+
+
+def test_who_ends_connections_is_not_told_before_all_backends_are_known() -> None:
+    before = serving(instance("web", 1), instance("api", 1))
+    host = Host(before.dataplane.maps, sources=[FakeSource("marathon"), FakeSource("tasks")])
+    marathon, tasks = host.sources
+    host.step()
+    marathon.read([instance("web", 2)])
+    host.step()
+    assert host.reaps == []
+    tasks.read([instance("api", 1)])
+    host.step()
+    assert len(host.reaps) == 1
+
+
+def test_who_ends_connections_is_told_when_a_container_inside_is_replaced() -> None:
+    def bridged(number: int) -> Unit:
+        inner = ip_address(f"172.17.0.{number}")
+        port = TaskPort("tcp", 31_000, "host", container_port=80, claims=(VipClaim(KEYS["web"]),))
+        home = ip_address("10.0.0.1")
+        task = Task(
+            *("fw", "web.1", "marathon", "web", "agent-1", home, (inner,), "running", None, (port,))
+        )
+        return Unit(UnitId("instance/web.1"), number, (task,))
+
+    host = Host()
+    host.loop.stand_on(Ground((), frozenset([ip_address("10.0.0.1")])))
+    host.source.read([bridged(1)])
+    host.step()
+    [(_, only)] = host.dataplane.maps.backends.items()
+    assert only.inner is not None
+    host.source.put(bridged(2))
+    host.step()
+    assert len(host.reaps) == 2
+    host.loop.stand_on(Ground((), frozenset()))
+    host.step()
+    assert len(host.reaps) == 3
+
+
+def test_after_a_failure_backends_may_have_gone_unnoticed() -> None:
+    host = serving(instance("web", 1), instance("web", 2))
+    host.dataplane.fail_after = 2
+    host.source.put(instance("web", 3))
+    host.step()
+    assert len(host.reaps) == 1
+    host.dataplane.fail_after = None
+    host.step_when_due()
+    assert len(host.reaps) == 2
+
+
+def test_how_many_sockets_were_ended_is_published() -> None:
+    host = serving(instance("web", 1))
+    host.loop.report((), 3)
+    host.step()
+    assert host.published.sockets_ended == 3
 
 
 # ---- what somebody else does ---------------------------------------------------------------------
@@ -525,12 +690,27 @@ def test_an_audit_repairs_what_somebody_else_wrote_and_counts_it() -> None:
 
 @pytest.mark.parametrize("attached", [False, True])
 def test_programs_that_are_not_attached_are_noticed_and_that_they_are_again(attached: bool) -> None:
+    """Here nobody but somebody else can attach them."""
     host = serving(instance("web", 1))
+    host.dataplane.beyond_repair = True
     for state in (not attached, attached):
         host.dataplane.maps.attached = state
         host.step(5)
     assert host.published.attached is attached
     assert bool(host.published.problems) is not attached
+
+
+def test_programs_that_somebody_detached_are_attached_again() -> None:
+    host = serving(instance("web", 1))
+    for repairs in (1, 2):
+        host.dataplane.maps.attached = False
+        host.step(2)
+        assert host.dataplane.maps.attached
+        assert host.published.attached
+        assert host.published.repairs == repairs
+        assert not host.published.problems
+    host.step(60)
+    assert host.published.repairs == 2
 
 
 def test_a_name_that_moves_takes_its_vip_along() -> None:
@@ -551,6 +731,7 @@ def test_a_name_that_moves_takes_its_vip_along() -> None:
         memory=Memory(),
         publish=lambda _: None,
         remember=lambda _: None,
+        reap=lambda: None,
         now=0.0,
     )
     source.read([instance("web", 1)])

@@ -4,16 +4,35 @@ from __future__ import annotations
 
 import json
 import random
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 
-from lab import facts, measure
+from lab import cgroup, facts, measure
 from lab.client import Target
 from lab.cluster import EXAMPLES, Cluster
 from lab.load import Load
+from lab.wait import until
 
 CHANGES = 60
+LISTENER = """
+import errno, socket, sys
+client = socket.socket(type=socket.SOCK_DGRAM)
+client.connect((sys.argv[1], int(sys.argv[2])))
+client.send(b"who is there?")
+print(client.recv(64).decode().strip(), flush=True)
+try:
+    client.recv(64)
+except OSError as error:
+    print(errno.errorcode[error.errno], flush=True)
+client.connect((sys.argv[1], int(sys.argv[2])))
+client.send(b"who is there?")
+print(client.recv(64).decode().strip(), flush=True)
+"""
+"""Asks who is there over one socket, waits, and asks again once that has failed."""
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -78,6 +97,34 @@ def test_an_app_scaled_to_zero_refuses_and_sends_nothing(cluster: Cluster) -> No
     finally:
         cluster.scheduler.scale("/web", 3)
     measure.reach_every_backend(cluster, facts.NAMED, "/web")
+
+
+def test_a_udp_client_hears_of_the_end_of_its_backend_and_connects_to_another(
+    cluster: Cluster,
+) -> None:
+    vip = measure.vip_of(cluster, facts.DATAGRAMS, "/clock", "udp")
+    place = vip.addresses[0], vip.port
+    command = cgroup.join_command(cluster.served, sys.executable, "-I", "-S", "-c", LISTENER)
+    with subprocess.Popen(
+        [*command, *map(str, place)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as client:
+        assert client.stdout is not None
+        first = client.stdout.readline().strip()
+        cluster.scheduler.kill(first)
+        assert client.stdout.readline() == "ECONNABORTED\n"
+        second = client.stdout.readline().strip()
+    assert second in cluster.scheduler.task_ids("/clock")
+    until("count", lambda: ended(cluster) > 0, measure.SETTLE_SECONDS)
+    cluster.scheduler.scale("/clock", 2)
+    measure.vip_of(cluster, facts.DATAGRAMS, "/clock", "udp")
+
+
+def ended(cluster: Cluster) -> float:
+    """Sockets that the agent says to have ended."""
+    [line] = re.findall(
+        "^minuteman_sockets_ended_total (.*)$", cluster.agent.page("/metrics").text, re.M
+    )
+    return float(line)
 
 
 @pytest.mark.slow

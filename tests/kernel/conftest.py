@@ -181,6 +181,7 @@ class Kernel:
     def __init__(self, cgroup: Path, pins: Path, state_dir: Path, limits: Limits = LIMITS) -> None:
         self.cgroup = cgroup
         self.pins = pins
+        self.where = Pins.ours(pins, limits)
         self.dataplane = KernelDataplane(cgroup, pins, state_dir, limits)
         self.state: KernelState = self.dataplane.open()
 
@@ -244,7 +245,7 @@ class Kernel:
         prefixes = [DropPrefix(prefix) for prefix in self.state.prefixes]
         self.apply(*drops, Release(runs, tuple(self.state.backends)), *prefixes)
         self.dataplane.skip([])
-        reasons = bpf.open_pin(Pins(self.pins).maps / "reasons")
+        reasons = bpf.open_pin(self.where.maps / "reasons")
         for reason in range(len(layout.REASONS)):
             key = layout.SLOT.pack(reason)
             bpf.update(reasons, key, bytes(8 * len(bpf.read_percpu(reasons, key))))

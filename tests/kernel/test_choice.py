@@ -23,7 +23,6 @@ import pytest
 
 from lab.wait import until
 from minuteman.dataplane import bpf, conns, layout
-from minuteman.dataplane.pins import Pins
 from minuteman.model import Endpoint, Tier
 from minuteman.reconcile.kernelstate import Limits, Op, PutBackend, WriteRun
 from tests.kernel.churn import drop_all, hear_again
@@ -103,7 +102,7 @@ def black_hole(port: int = 0) -> Iterator[socket.socket]:
 @contextmanager
 def pinned(kernel: Kernel, name: str) -> Iterator[int]:
     """Descriptor of a map."""
-    fd = bpf.open_pin(Pins(kernel.pins).maps / name)
+    fd = bpf.open_pin(kernel.where.maps / name)
     try:
         yield fd
     finally:
@@ -147,7 +146,7 @@ def elapse(kernel: Kernel, seconds: float) -> None:
             *backend, used_ns = layout.AFFINITY.unpack(raw)
             packed = layout.AFFINITY.pack(*backend, max(0, used_ns - passed_ns))
             bpf.update(affinities, client, packed)
-    with conns.opened(Pins(kernel.pins).maps) as given:
+    with conns.opened(kernel.where.maps) as given:
         for cookie, raw in given.entries().items():
             *conn, started_ms, _ = layout.CONN.unpack(raw)
             if conn[PHASE] == CONNECTING:

@@ -17,7 +17,6 @@ from lab.wait import until
 from minuteman.dataplane import bpf, conns
 from minuteman.dataplane.conns import Conns
 from minuteman.dataplane.layout import CONN, SLOT, SPILL_PLACES, SPILLED
-from minuteman.dataplane.pins import Pins
 from minuteman.model import Endpoint, Tier
 from tests.kernel.conftest import Backends, Inside, Kernel, connect, frontend
 
@@ -40,7 +39,7 @@ def occupy(found: Conns, *, by_others: bool) -> None:
 
 @pytest.fixture
 def crowded(kernel: Kernel) -> Iterator[Conns]:
-    with conns.opened(Pins(kernel.pins).maps) as found:
+    with conns.opened(kernel.where.maps) as found:
         occupy(found, by_others=True)
         yield found
         occupy(found, by_others=False)
@@ -48,7 +47,7 @@ def crowded(kernel: Kernel) -> Iterator[Conns]:
 
 def spilled(kernel: Kernel, found: Conns) -> int:
     """How many entries the programs believe to be in the hash."""
-    fd = bpf.open_pin(Pins(kernel.pins).maps / "spills")
+    fd = bpf.open_pin(kernel.where.maps / "spills")
     try:
         raw = bpf.read_array(fd, SPILLED.size, found.size // SPILL_PLACES)
     finally:

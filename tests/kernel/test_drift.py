@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from ipaddress import ip_address
 from itertools import count, product
 from pathlib import Path
+from threading import Event
 from typing import NamedTuple, Protocol
 
 import pytest
@@ -23,11 +24,12 @@ from lab.cgroup import join_command
 from lab.wait import LabError, until
 from minuteman.agent import PINS
 from minuteman.dataplane import bpf, conns, netns, pins
-from minuteman.dataplane.cgroup import cgroup_id, open_cgroup
 from minuteman.dataplane.layout import CONN, SLOT, pack_identity
 from minuteman.dataplane.sweep import Report
+from minuteman.errand import Errand
 from minuteman.model import BackendCounters, Endpoint, Tier, Transport
-from minuteman.sweeper import SWEEP, run_sweep
+from minuteman.reconcile.kernelstate import Limits
+from minuteman.sweeper import SWEEP
 from tests.kernel import churn
 from tests.kernel.conftest import Inside, Kernel, cookie_of, frontend, new_cgroup, new_pins
 from tests.kernel.test_agent import Agents
@@ -125,7 +127,7 @@ class Service:
         """What `conns` has of this VIP, by cookie."""
         identity = pack_identity(self.vip)
         found = {}
-        for key, raw in read_conns(self._kernel.pins).items():
+        for key, raw in read_conns(self._kernel.where).items():
             address, _, port, _, _, _, protocol, *_ = CONN.unpack(raw)
             if address + port + bytes((protocol, 0)) == identity:
                 found[key] = raw
@@ -147,15 +149,15 @@ class Service:
         until(f"{expected}", is_so, DEADLINE_SECONDS)
 
 
-def read_conns(folder: Path) -> dict[int, bytes]:
+def read_conns(where: pins.Pins) -> dict[int, bytes]:
     """What each socket was given, by cookie."""
-    with conns.opened(pins.Pins(folder).maps) as found:
+    with conns.opened(where.maps) as found:
         return found.entries()
 
 
-def put_conn(folder: Path, cookie: int, raw: bytes) -> None:
+def put_conn(where: pins.Pins, cookie: int, raw: bytes) -> None:
     """Write to the place of a cookie."""
-    with conns.opened(pins.Pins(folder).maps) as found:
+    with conns.opened(where.maps) as found:
         bpf.update(found.places, SLOT.pack(cookie % found.size), raw)
 
 
@@ -572,9 +574,9 @@ def test_after_any_history_the_counters_are_what_the_sockets_stand_for(
         expected = tuple(sum(map(int, column)) for column in zip(*answers, strict=True))
         found = kernel.dataplane.counters().by_vip_backend.values()
         counted = sum(c.connecting for c in found), sum(c.active for c in found)
-        if counted != expected or len(read_conns(kernel.pins)) != sum(expected):
+        if counted != expected or len(read_conns(kernel.where)) != sum(expected):
             raise LabError(
-                f"{counted} are counted, it is {expected}; {len(read_conns(kernel.pins))}"
+                f"{counted} are counted, it is {expected}; {len(read_conns(kernel.where))}"
             )
         return True
 
@@ -584,7 +586,7 @@ def test_after_any_history_the_counters_are_what_the_sockets_stand_for(
 
     def is_over() -> bool:
         found = kernel.dataplane.counters().by_vip_backend.values()
-        return not (any(c.connecting or c.active for c in found) or read_conns(kernel.pins))
+        return not (any(c.connecting or c.active for c in found) or read_conns(kernel.where))
 
     until("end of it all", is_over, DEADLINE_SECONDS)
     assert kernel.dataplane.counters().reasons["settled"] == 0
@@ -612,7 +614,7 @@ def test_processes_that_share_sockets_do_not_lose_the_count(
 
 # ---- the sweep -----------------------------------------------------------------------------------
 def sweep(kernel: Kernel) -> Report:
-    return run_sweep([*SWEEP, "--pins", str(kernel.pins)])
+    return Errand("sweep", SWEEP, kernel.where.folder, Report, Event()).try_once()
 
 
 def settled(kernel: Kernel) -> int:
@@ -623,15 +625,13 @@ def settled(kernel: Kernel) -> int:
 def unseen(kernel: Kernel, *programs: str) -> Iterator[None]:
     """Detach programs, all of them if none is named, while the block runs."""
     for name in programs or pins.PROGRAMS:
-        link = bpf.open_pin(pins.Pins(kernel.pins).links / name)
+        link = bpf.open_pin(kernel.where.links / name)
         bpf.detach_link(link)
         os.close(link)
     try:
         yield
     finally:
-        fd = open_cgroup(kernel.cgroup)
-        pins.attach(pins.Pins(kernel.pins), fd, cgroup_id(fd))
-        os.close(fd)
+        kernel.dataplane.repair()
 
 
 @contextmanager
@@ -720,7 +720,7 @@ def test_the_sweep_settles_what_ended_unseen_and_nothing_else(
     assert udp.books() == Books(0, 2, 2)
     assert sweep(kernel) == Report(checked=9, namespaces=1, settled=7)
     assert settled(kernel) == 7
-    assert set(read_conns(kernel.pins)) == {cookie_of(sock) for sock in alive}
+    assert set(read_conns(kernel.where)) == {cookie_of(sock) for sock in alive}
     assert tcp.books() == udp.books() == ONE_IS_CONNECTED
     assert sweep(kernel) == Report(checked=2, namespaces=1, settled=0)
     for sock in alive:
@@ -795,7 +795,7 @@ def test_what_is_in_a_namespace_that_cannot_be_found_is_left_alone(
     alive.close()
     assert udp.books() == ONE_IS_CONNECTED
     [left] = udp.entries()
-    put_conn(kernel.pins, left, bytes(CONN.size))
+    put_conn(kernel.where, left, bytes(CONN.size))
 
 
 def test_what_nobody_has_any_more_needs_no_namespace_to_be_settled(
@@ -844,7 +844,7 @@ def test_the_agent_sweeps(tmp_path: Path, held: ExitStack, monkeypatch: pytest.M
     held.callback(agents.end_all)
     agents.remember(TCP_PORT)
     agents.start()
-    folder = agents.bpffs / PINS
-    put_conn(folder, 1, CONN.pack(b"", b"", b"", b"", 0, 0, 6, CHOSEN, 0, 1, 0, 0, 1))
-    until("sweep", lambda: not read_conns(folder), DEADLINE_SECONDS)
+    where = pins.Pins.ours(agents.bpffs / PINS, Limits())
+    put_conn(where, 1, CONN.pack(b"", b"", b"", b"", 0, 0, 6, CHOSEN, 0, 1, 0, 0, 1))
+    until("sweep", lambda: not read_conns(where), DEADLINE_SECONDS)
     assert 'reason="settled"} 1' in agents.page("/metrics").text

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_network
 from pathlib import Path
@@ -18,9 +19,9 @@ from minuteman.dataplane.cgroup import cgroup2_mount
 from minuteman.dataplane.kernel import KernelDataplane
 from minuteman.dataplane.loader import compile_and_pin, header_tree
 from minuteman.dataplane.mounts import mounts
-from minuteman.errors import DataplaneError, LayoutError, RunningError, UnsupportedKernelError
+from minuteman.errors import DataplaneError, RunningError, UnsupportedKernelError
 from minuteman.model import Tier
-from minuteman.reconcile.kernelstate import Limits, Owner, PutBackend, PutPrefix, SwapVip, WriteRun
+from minuteman.reconcile.kernelstate import Owner, PutBackend, PutPrefix, SwapVip, WriteRun
 from tests.kernel.conftest import (
     LIMITS,
     Backends,
@@ -114,8 +115,8 @@ def test_what_a_killed_agent_did_not_free_is_nobodys_backend_any_more(
 
 def test_a_map_without_batches_is_read_one_by_one(kernel: Kernel, pin_root: Path) -> None:
     """No kernel has batches for an array of programs; before Linux 5.13 a trie has none."""
-    programs = bpf.open_pin(pins.Pins(pin_root).maps / "again_connect4")
-    prefixes = bpf.open_pin(pins.Pins(pin_root).maps / "prefixes")
+    programs = bpf.open_pin(kernel.where.maps / "again_connect4")
+    prefixes = bpf.open_pin(kernel.where.maps / "prefixes")
     try:
         [(key, _)] = bpf.read_trie(programs, layout.SLOT.size, layout.SLOT.size)
         assert key == layout.SLOT.pack(0)
@@ -158,13 +159,120 @@ def test_a_link_on_a_dead_cgroup_is_made_anew(
     successor.close()
 
 
-def test_somebody_elses_detach_is_seen(kernel: Kernel, pin_root: Path) -> None:
+# ---- what others do ------------------------------------------------------------------------------
+@contextmanager
+def opened(pin: Path) -> Iterator[int]:
+    fd = bpf.open_pin(pin)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def detach(kernel: Kernel, name: str) -> None:
+    with opened(kernel.where.links / name) as link:
+        bpf.detach_link(link)
+
+
+def remake_cgroup(kernel: Kernel, _: str) -> None:
+    kernel.cgroup.rmdir()
+    kernel.cgroup.mkdir()
+
+
+def replace_program(kernel: Kernel, name: str) -> None:
+    """With a program that does nothing here."""
+    with (
+        opened(kernel.where.links / name) as link,
+        opened(kernel.where.programs / "recvmsg4") as other,
+    ):
+        bpf.update_link(link, other)
+
+
+def unpin_link(kernel: Kernel, name: str) -> None:
+    (kernel.where.links / name).unlink()
+
+
+def unpin_program(kernel: Kernel, name: str) -> None:
+    (kernel.where.programs / name).unlink()
+
+
+def unpin_map(kernel: Kernel, _: str) -> None:
+    (kernel.where.maps / "vips").unlink()
+
+
+def unpin_everything(kernel: Kernel, _: str) -> None:
+    shutil.rmtree(kernel.where.root)
+
+
+@pytest.mark.parametrize("name", ["connect4", "sock_ops", "getpeername6"])
+@pytest.mark.parametrize(
+    "harm",
+    [
+        detach,
+        remake_cgroup,
+        replace_program,
+        unpin_link,
+        unpin_program,
+        unpin_map,
+        unpin_everything,
+    ],
+)
+def test_what_others_do_is_seen_and_put_right(
+    kernel: Kernel,
+    backends: Backends,
+    cgroup: Path,
+    pin_root: Path,
+    inside: Inside,
+    tmp_path: Path,
+    harm: Callable[[Kernel, str], None],
+    name: str,
+) -> None:
+    if harm is replace_program and name == "sock_ops":
+        pytest.skip("its link takes no program of another type")
+    member = backends.listen()
+    kernel.serve(VIP, [(member, Tier.UP)])
+    with inside(cgroup):
+        who_answers("1.2.3.4", 5000)
+    harm(kernel, name)
+    assert kernel.dataplane.attached()
+    kernel.dataplane.repair()
     assert kernel.dataplane.attached() == ()
-    link = bpf.open_pin(pins.Pins(pin_root).links / "connect4")
-    bpf.detach_link(link)
-    os.close(link)
-    (problem,) = kernel.dataplane.attached()
-    assert problem.subject == "connect4"
+    assert len(effective(cgroup)) == len(pins.PROGRAMS)
+    with inside(cgroup):
+        assert who_answers("1.2.3.4", 5000) == member.port
+    kernel.dataplane.close()
+    successor = KernelDataplane(cgroup, pin_root, tmp_path, LIMITS)
+    assert successor.open() == kernel.state
+    with inside(cgroup):
+        assert who_answers("1.2.3.4", 5000) == member.port
+    assert successor.counters().by_vip_backend[VIP, member].successes == 3
+    successor.close()
+
+
+def test_a_cgroup_that_is_gone_is_waited_for(
+    kernel: Kernel, backends: Backends, cgroup: Path, inside: Inside
+) -> None:
+    member = backends.listen()
+    kernel.serve(VIP, [(member, Tier.UP)])
+    cgroup.rmdir()
+    assert kernel.dataplane.attached()
+    with pytest.raises(UnsupportedKernelError, match="No such file"):
+        kernel.dataplane.repair()
+    cgroup.mkdir()
+    kernel.dataplane.repair()
+    with inside(cgroup):
+        assert who_answers("1.2.3.4", 5000) == member.port
+
+
+def test_pins_that_were_removed_and_are_another_agents_now_are_left_to_it(
+    kernel: Kernel, cgroup: Path, pin_root: Path, tmp_path: Path
+) -> None:
+    shutil.rmtree(pin_root)
+    other = KernelDataplane(cgroup, pin_root, tmp_path, LIMITS)
+    other.open()
+    with pytest.raises(RunningError, match=str(pin_root)):
+        kernel.dataplane.repair()
+    other.close()
 
 
 def test_remove_leaves_nothing(kernel: Kernel, cgroup: Path, pin_root: Path) -> None:
@@ -205,44 +313,6 @@ def test_pins_outside_a_bpffs_are_one_clear_line(cgroup: Path, tmp_path: Path) -
     assert effective(cgroup) == []
 
 
-def test_maps_of_another_size_are_refused_and_keep_serving(
-    kernel: Kernel,
-    backends: Backends,
-    cgroup: Path,
-    pin_root: Path,
-    inside: Inside,
-    tmp_path: Path,
-) -> None:
-    member = backends.listen()
-    kernel.serve(VIP, [(member, Tier.UP)])
-    kernel.dataplane.close()
-    other = Limits(vips=LIMITS.vips * 2, slots=LIMITS.slots, backends=LIMITS.backends)
-    with pytest.raises(UnsupportedKernelError, match="minuteman detach"):
-        KernelDataplane(cgroup, pin_root, tmp_path, other).open()
-    with inside(cgroup):
-        assert who_answers("1.2.3.4", 5000) == member.port
-
-
-def test_programs_of_another_schema_are_refused_and_keep_serving(
-    kernel: Kernel,
-    backends: Backends,
-    cgroup: Path,
-    pin_root: Path,
-    inside: Inside,
-    tmp_path: Path,
-) -> None:
-    member = backends.listen()
-    kernel.serve(VIP, [(member, Tier.UP)])
-    kernel.dataplane.close()
-    (pin_root / f"v{layout.SCHEMA}").rename(pin_root / "v1")
-    with pytest.raises(LayoutError, match="v1; `minuteman detach`"):
-        KernelDataplane(cgroup, pin_root, tmp_path, LIMITS).open()
-    with inside(cgroup):
-        assert who_answers("1.2.3.4", 5000) == member.port
-    kernel.dataplane.remove()
-    assert not effective(cgroup)
-
-
 def test_one_agent_at_a_time_has_the_pins(
     kernel: Kernel, cgroup: Path, pin_root: Path, tmp_path: Path
 ) -> None:
@@ -265,11 +335,11 @@ def test_remove_touches_nothing_outside_a_bpffs(cgroup: Path, tmp_path: Path) ->
 
 def test_what_was_loaded_and_never_attached_does_not_serve(pin_root: Path, tmp_path: Path) -> None:
     """A loader that was killed, or whose agent was, leaves maps and programs at most."""
-    where = pins.Pins(pin_root)
+    where = pins.Pins.ours(pin_root, LIMITS)
     os.close(pins.own(pin_root))
     compile_and_pin(where, tmp_path, LIMITS)
     assert any(where.programs.iterdir())
-    assert not where.serve()
+    assert not where.serve
     pins.remove_all(pin_root)
 
 

@@ -22,7 +22,6 @@ from minuteman.dataplane.cgroup import cgroup2_mount, find_cgroup
 from minuteman.dataplane.layout import CGROUP_LEVELS, SKIPS
 from minuteman.dataplane.maps import Maps
 from minuteman.dataplane.netns import netns_cookie
-from minuteman.dataplane.pins import Pins
 from minuteman.errors import DataplaneError
 from minuteman.model import Endpoint, Tier
 from minuteman.reconcile.kernelstate import Owner, PutPrefix
@@ -257,7 +256,7 @@ def test_the_next_agent_leaves_the_same_alone_before_it_is_told(
     served: Kernel, way: Way, below: Below, inside: Inside
 ) -> None:
     skip(served, below("a"))
-    successor = Maps.open(Pins(served.pins).maps, LIMITS)
+    successor = Maps.open(served.where.maps, LIMITS)
     try:
         successor.set_host(netns_cookie())
         with inside(below("a")):

@@ -27,7 +27,6 @@ import pytest
 
 from lab.wait import until
 from minuteman.dataplane import bpf, layout
-from minuteman.dataplane.pins import Pins
 from minuteman.model import Backend, Endpoint, Frontend, Tier, Vip, VipKey
 from minuteman.reconcile.kernelstate import PutBackend, Release, SwapVip, WriteRun
 from minuteman.reconcile.plan import Planner
@@ -415,7 +414,7 @@ def test_case_26_sending_to_a_backend_itself_shows_no_vip(
 def forget_flows(kernel: Kernel, sock: socket.socket, *directions: int) -> int:
     """Remove what `flows` has of the socket, as if evicted; how many entries that were."""
     cookie = cookie_of(sock)
-    flows = bpf.open_pin(Pins(kernel.pins).maps / "flows")
+    flows = bpf.open_pin(kernel.where.maps / "flows")
     forgotten = 0
     try:
         for key, _ in list(bpf.read_hash(flows, layout.FLOW_KEY.size, layout.FLOW.size)):

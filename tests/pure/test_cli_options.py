@@ -9,7 +9,7 @@ from typing import get_type_hints
 import pytest
 
 from minuteman.cli import agent
-from minuteman.cli.vips import connect_time, host_port
+from minuteman.cli.text import age, connect_time, host_port, rate, size
 from minuteman.names.home import AddressRange
 from minuteman.settings import Settings
 
@@ -62,3 +62,34 @@ def test_connect_times(histogram: tuple[int, ...], quantile: float, shown: str) 
 def test_ipv6_is_bracketed() -> None:
     assert host_port("10.0.0.1", 80) == "10.0.0.1:80"
     assert host_port("fd00::1", 80) == "[fd00::1]:80"
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [
+        (0, "0B"),
+        (999, "999B"),
+        (1_000, "1.0kB"),
+        (999_949, "999.9kB"),
+        (999_950, "1.0MB"),
+        (2_500_000_000, "2.5GB"),
+        (10**19, "10000.0PB"),
+    ],
+)
+def test_sizes(count: int, shown: str) -> None:
+    assert size(count) == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0, "0s"), (59.4, "59s"), (60, "1m"), (7_000, "1h"), (86_400 * 49, "49d")],
+)
+def test_ages(seconds: float, shown: str) -> None:
+    assert age(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("per_second", "shown"), [(0, "0"), (0.5, "0.5"), (9.9, "9.9"), (10, "10"), (1234.5, "1234")]
+)
+def test_rates(per_second: float, shown: str) -> None:
+    assert rate(per_second) == shown

@@ -45,6 +45,9 @@ updates = st.builds(
     attached=st.booleans(),
     withheld=st.integers(0, 3),
     drift=st.integers(0, 3),
+    repairs=st.integers(0, 3),
+    without_room=st.integers(0, 3),
+    sockets_ended=st.integers(0, 3),
 ).map(
     lambda update: replace(
         update,
@@ -144,8 +147,11 @@ conditions = st.builds(
     problems,
     st.just({"marathon": SourceHealth(True, 1.0)}),
     st.booleans(),
-    st.integers(0, 2),
-    st.integers(0, 2),
+    withheld=st.integers(0, 2),
+    drift=st.integers(0, 2),
+    repairs=st.integers(0, 2),
+    without_room=st.integers(0, 2),
+    sockets_ended=st.integers(0, 2),
 )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_network
-from struct import Struct
 
 import pytest
 from hypothesis import given
@@ -93,8 +92,20 @@ def test_the_bytes_of_one_vip_typed_by_hand() -> None:
 
 
 def test_counters_of_one_backend() -> None:
-    raw = layout.BACKEND_STATS.pack(1, 2, 3, 0, 100, 4, 5, 6, *range(20))
-    counters = BackendCounters(1, 2, 4, 5, 3, tuple(range(20)), ejected=True)
+    raw = layout.BACKEND_STATS.pack(1, 2, 3, 0, 100, 11, 4, 5, 6, 7, 8, 9, *range(20))
+    counters = BackendCounters(
+        connecting=1,
+        active=2,
+        attempts=11,
+        successes=4,
+        failures=5,
+        consecutive_failures=3,
+        ejected=True,
+        bytes_sent=7,
+        bytes_received=8,
+        retransmits=9,
+        connect_log2_us=tuple(range(20)),
+    )
     assert layout.unpack_stats(raw, 99) == counters
     assert layout.unpack_stats(raw, 100) == replace(counters, ejected=False)
 
@@ -113,7 +124,7 @@ def test_what_somebody_else_wrote_is_none_of_ours() -> None:
 
 
 def test_what_was_counted_down_too_often_is_nothing() -> None:
-    raw = layout.BACKEND_STATS.pack(2**32 - 1, 2**32 - 2, 0, 0, 0, 0, 0, 0, *range(20))
+    raw = layout.BACKEND_STATS.pack(2**32 - 1, 2**32 - 2, *[0] * 10, *range(20))
     counters = layout.unpack_stats(raw, 0)
     assert (counters.connecting, counters.active) == (0, 0)
 
@@ -124,6 +135,7 @@ FORMATS = {
     "vip": layout.VIP,
     "backend": layout.BACKEND,
     "backend_stats": layout.BACKEND_STATS,
+    "carried_stats": layout.CARRIED_STATS,
     "inner": layout.INNER,
     "prefix": layout.PREFIX,
     "conn": layout.CONN,
@@ -132,6 +144,8 @@ FORMATS = {
     "client": layout.CLIENT,
     "affinity": layout.AFFINITY,
     "options": layout.OPTIONS,
+    "event": layout.EVENT,
+    "about": layout.ABOUT,
     "meta": layout.META,
 }
 
@@ -141,7 +155,12 @@ def test_c_says_the_same_format(struct: str) -> None:
     header = (ebpf.sources() / "maps.h").read_text(encoding="utf-8")
     found = re.search(rf'struct {struct} {{\s*/\* "([^"]+)" in layout.py \*/', header)
     assert found is not None
-    assert Struct(found[1]).format == FORMATS[struct].format
+    assert one_by_one(found[1]) == one_by_one(FORMATS[struct].format)
+
+
+def one_by_one(form: str) -> str:
+    """A format with a letter for each number: IIII for 4I."""
+    return re.sub(r"(\d+)([BHIQ])", lambda several: int(several[1]) * several[2], form)
 
 
 def test_reasons_are_in_the_order_of_the_enum() -> None:
@@ -152,7 +171,16 @@ def test_reasons_are_in_the_order_of_the_enum() -> None:
     assert tuple(name.lower() for name in names) == layout.REASONS
 
 
+def test_kinds_are_in_the_order_of_the_enum() -> None:
+    header = (ebpf.sources() / "maps.h").read_text(encoding="utf-8")
+    found = re.search(r"enum kind {(.*?)KIND_COUNT", header, re.DOTALL)
+    assert found is not None
+    names = re.findall(r"^\s+KIND_([A-Z_]+),", found[1], re.MULTILINE)
+    assert tuple(name.lower() for name in names) == layout.KINDS
+
+
 def test_every_map_has_a_shape() -> None:
     header = (ebpf.sources() / "maps.h").read_text(encoding="utf-8")
     declared = set(re.findall(r"^PINNED\(.*, (\w+), [A-Z_0-9 /]+, \w+\);", header, re.MULTILINE))
-    assert declared == set(layout.map_shapes(Limits()))
+    ring = re.findall(r'PIN_DIR "/(\w+)"', header)
+    assert {*declared, *ring} == set(layout.map_layouts(Limits()))
