@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from itertools import accumulate
 
+from minuteman.model import VIP_DOMAIN
+
 SIZES = ("B", "kB", "MB", "GB", "TB", "PB")
 AGES = ((86_400, "d"), (3_600, "h"), (60, "m"))
 
@@ -11,6 +13,11 @@ AGES = ((86_400, "d"), (3_600, "h"), (60, "m"))
 def host_port(address: str, port: int) -> str:
     """IPv6 in brackets."""
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def short(vip: str) -> str:
+    """A `host:port` without the domain that all names have: as short as it can be asked for."""
+    return vip.replace(f".{VIP_DOMAIN}:", ":")
 
 
 def connect_time(log2_us: tuple[int, ...], quantile: float) -> str:

@@ -15,7 +15,7 @@ from api import schemas
 from minuteman.cli.client import Rest, decode
 from minuteman.cli.output import console, lines, print_lines, while_read
 from minuteman.cli.rates import Row, rows
-from minuteman.cli.text import connect_time, rate, size
+from minuteman.cli.text import connect_time, rate, short, size
 from minuteman.cli.vips import DEFAULT_API, Api
 from minuteman.errors import SourceError
 
@@ -133,7 +133,7 @@ def _columns(*, backends: bool) -> tuple[str, ...]:
 def _cells(row: Row, *, backends: bool) -> tuple[str, ...]:
     grown = row.increase
     return (
-        row.vip,
+        short(row.vip),
         row.protocol,
         *((row.backend,) if backends else ()),
         rate(row.per_second(grown.attempts)),

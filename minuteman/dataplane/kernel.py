@@ -267,12 +267,17 @@ def _is_current(where: pins.Pins, limits: Limits) -> bool:
     return is_complete and made_of == Recipe.of(where.maps, limits).digest
 
 
-def _run_loader(where: pins.Pins, cache: Path, limits: Limits) -> None:
-    """Run the loader child. Errors: UnsupportedKernelError with its last line."""
+def loader_command(where: pins.Pins, cache: Path, limits: Limits) -> list[str]:
+    """The command line of the loader child."""
     command = [sys.executable, "-P", "-m", "minuteman.dataplane.loader"]
     command += ["--pins", str(where.root), "--cache", str(cache)]
     command += ["--vips", str(limits.vips), "--slots", str(limits.slots)]
-    command += ["--backends", str(limits.backends), "--conns", str(limits.conns)]
+    return [*command, "--backends", str(limits.backends), "--conns", str(limits.conns)]
+
+
+def _run_loader(where: pins.Pins, cache: Path, limits: Limits) -> None:
+    """Run the loader child. Errors: UnsupportedKernelError with its last line."""
+    command = loader_command(where, cache, limits)
     started = time.monotonic()
     try:
         child = subprocess.run(  # noqa: S603 - our own module, our own arguments

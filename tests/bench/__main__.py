@@ -11,7 +11,20 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tests.bench import agent, bulk, connect, events, held, programs, reap, size, tail, udp, upgrade
+from tests.bench import (
+    agent,
+    bulk,
+    connect,
+    events,
+    held,
+    programs,
+    reap,
+    size,
+    tail,
+    udp,
+    upgrade,
+    upkeep,
+)
 from tests.bench.report import Section, document
 
 REPORT = Path(__file__).parents[2] / "docs" / "benchmarks.md"
@@ -26,6 +39,7 @@ BENCHES: Mapping[str, Callable[[Path], Section]] = {
     "programs": programs.measure,
     "events": events.measure,
     "agent": agent.measure,
+    "upkeep": upkeep.measure,
     "upgrade": upgrade.measure,
 }
 

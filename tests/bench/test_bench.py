@@ -22,6 +22,7 @@ from tests.bench import (
     tail,
     udp,
     upgrade,
+    upkeep,
 )
 from tests.bench.course import DIRECT, HAPROXY, NFTABLES, PASSING, SERVERS, VIP, Course, course
 from tests.bench.report import Section, Table, Target, document, percentile, spread
@@ -263,6 +264,16 @@ def test_clients_of_dead_backends_see_the_end(traffic: Traffic, tmp_path: Path) 
             assert one.dead.seen_seconds > 0
     section = reap.report(rounds)
     assert len(first_column(section.parts[1])) == 4
+    assert len(section.targets) == 2
+
+
+@pytest.mark.kernel
+def test_looks_and_starts_are_timed(tmp_path: Path) -> None:
+    attached, audits = upkeep.looks(tmp_path, 3)
+    assert len(attached) == len(audits) == 3
+    loads, again = [upkeep.load(tmp_path)], upkeep.open_again(tmp_path, 2)
+    assert loads[0].cpu_seconds > again[0].cpu_seconds > 0
+    section = upkeep.report(attached, audits, loads, again)
     assert len(section.targets) == 2
 
 

@@ -232,7 +232,7 @@ def test_top_shows_rates_the_busiest_first(busy_front: Front) -> None:
     head, first, *others = command.stdout.splitlines()
     assert head.split()[:4] == ["VIP", "Protocol", "Connects/s", "Failures/s"]
     assert first.split() == [
-        "web.marathon.l4lb.thisdcos.directory:80",
+        "web.marathon:80",
         *("tcp", "5.0", "0.5", "2", "0", "0", "1.5kB", "2B", "0.1", "<8us", "<32us"),
     ]
     assert len([line for line in others if line]) == 5
@@ -264,7 +264,7 @@ def test_top_on_a_terminal(busy_front: Front, columns: int) -> None:
     os.close(ours)
     assert shown.returncode == 0
     assert "\x1b[?1049h" in screen, "the terminal's other screen"
-    assert "web.marathon.l4lb.thisdcos.directory:80" in screen
+    assert "web.marathon:80" in screen
     assert "4 of 6" in screen
     assert "1.2.3.4:53 " in screen, "a row is one line, however narrow the terminal is"
 
