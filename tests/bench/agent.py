@@ -61,6 +61,14 @@ class Change:
     """Start of the first connect() that led to the new server."""
 
 
+def _runs(pid: str, module: str) -> bool:
+    """Whether a process, which may have ended, is one of that module."""
+    try:
+        return module.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
 @dataclass(frozen=True, slots=True)
 class Running:
     """An agent that began from nothing."""
@@ -71,9 +79,10 @@ class Running:
 
     @property
     def front_pid(self) -> int:
-        """The process that listens: its only child."""
+        """The process that listens. Other children come and go."""
         tasks = Path(f"/proc/{self.pid}/task").glob("*/children")
-        (child,) = " ".join(task.read_text(encoding="ascii") for task in tasks).split()
+        children = " ".join(task.read_text(encoding="ascii") for task in tasks).split()
+        (child,) = (child for child in children if _runs(child, "minuteman.front"))
         return int(child)
 
 

@@ -56,7 +56,7 @@ REASONS = {
     "programs": r"1 of 1 requests failed: 1 ETIMEDOUT",
     "backend": r"[1-5] of 90 requests failed: [1-5] ECONNREFUSED",
     "udp": r"answers came from 10\.77\.0\.1[12]:\d+, .*not from 11\.\d+\.\d+\.\d+:123",
-    "ejection": r"no ejection of web\.instance-\S+ within",
+    "ejection": r"no ejection of web\.instance-\S+ within|\d+ of \d+ requests were refused",
     "swap": r"no request to the new task web\.instance-\S+ within",
 }
 
