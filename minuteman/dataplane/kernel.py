@@ -111,7 +111,7 @@ class KernelDataplane:
         """Have programs and maps pinned in our folder."""
         self._where.make_folders()
         if not _is_current(self._where, self._limits):
-            _run_loader(self._where, self._state_dir / "cache", self._limits)
+            _run_loader(self._where, self._state_dir / "cache", self._limits, self._lock_fd)
 
     def _start(self) -> Attachment:
         """Read what the maps hold, and attach the programs."""
@@ -275,13 +275,21 @@ def loader_command(where: pins.Pins, cache: Path, limits: Limits) -> list[str]:
     return [*command, "--backends", str(limits.backends), "--conns", str(limits.conns)]
 
 
-def _run_loader(where: pins.Pins, cache: Path, limits: Limits) -> None:
-    """Run the loader child. Errors: UnsupportedKernelError with its last line."""
+def _run_loader(where: pins.Pins, cache: Path, limits: Limits, lock_fd: int) -> None:
+    """Run the loader child, which has the lock, too: it may outlive us.
+
+    Errors: UnsupportedKernelError with its last line.
+    """
     command = loader_command(where, cache, limits)
     started = time.monotonic()
     try:
         child = subprocess.run(  # noqa: S603 - our own module, our own arguments
-            command, capture_output=True, check=False, timeout=LOAD_TIMEOUT_SECONDS, text=True
+            command,
+            capture_output=True,
+            check=False,
+            timeout=LOAD_TIMEOUT_SECONDS,
+            text=True,
+            pass_fds=(lock_fd,),
         )
     except subprocess.TimeoutExpired as exc:
         raise UnsupportedKernelError(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -39,6 +40,10 @@ PROGRAMS: Mapping[str, int] = {
 
 The IPv6 ones are always attached: a dual-stack socket that connects to ::ffff:a.b.c.d meets only
 those."""
+
+LOCK_SECONDS = 5.0
+"""Longer than a loader takes."""
+LOCK_POLL_SECONDS = 0.05
 
 UNATTACHED = ("settle", "carry_stats", "carry_conn", "drop_conn")
 """Programs that are attached nowhere: the agent and its children run them; see `carry`."""
@@ -168,7 +173,8 @@ def is_same_folder(fd: int, path: Path) -> bool:
 def own(root: Path) -> int:
     """A descriptor that keeps every other agent away from `root` until it is closed.
 
-    `root` is made. Two agents would give the same ids and slots to different VIPs.
+    `root` is made. Two agents would give the same ids and slots to different VIPs. The loader child
+    has it, too: one whose agent was killed is waited for, until it has ended.
 
     Errors: RunningError while another agent has it, UnsupportedKernelError when `root` is not on a
     bpffs.
@@ -184,15 +190,27 @@ def own(root: Path) -> int:
         fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as exc:
         raise UnsupportedKernelError(f"make {root}", exc.errno or 0) from exc
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as exc:
+    if not _locked(fd):
         os.close(fd)
-        raise RunningError(f"another agent runs with the pins in {root}") from exc
+        raise RunningError(f"another agent runs with the pins in {root}")
     if not is_same_folder(fd, root):  # `remove_all` had it: what we have keeps nobody away
         os.close(fd)
         return own(root)
     return fd
+
+
+def _locked(fd: int) -> bool:
+    """Whether the folder `fd` is ours now; it is waited for."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(LOCK_POLL_SECONDS)
+        else:
+            return True
 
 
 def discard(pins: Pins, keep: Collection[int] = ()) -> None:
