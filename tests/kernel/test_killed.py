@@ -48,7 +48,7 @@ def probing(host: Host, tmp_path: Path) -> Probing:
 @pytest.mark.parametrize(
     "plans",
     [
-        pytest.param(10, marks=pytest.mark.timeout(300)),
+        pytest.param(5, marks=pytest.mark.timeout(300)),
         pytest.param(200, marks=(pytest.mark.slow, pytest.mark.timeout(3600))),
     ],
 )
